@@ -1,0 +1,141 @@
+"""`Model`: an onnx_ir model with its inferred types, and the read-only questions that every room asks of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from explorer.model.constants import Folder
+from explorer.model.types import Dim, TensorType
+
+__all__ = ["Dim", "Model", "TensorType"]
+
+_ONNX_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    nodes: tuple[ir.Node, ...]
+    key_of: Mapping[int, str]
+    by_key: Mapping[str, ir.Node]
+    by_value: Mapping[str, ir.Value]
+
+
+class Model:
+    """A loaded ONNX model.
+
+    `ir` is the onnx_ir graph; nobody changes it after loading (a rewrite clones it). `types` holds what shape
+    inference found, by value name; it is kept beside the graph so that an export carries nothing the file did not have.
+    `notes` are sentences about the model that a user should read (an operator ORT may not know, a re-sorted graph, …).
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        path: Path,
+        digest: str,
+        types: Mapping[str, TensorType],
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.ir = model
+        self.path = path
+        self.digest = digest
+        self.types = types
+        self.notes = notes
+        self._index = _index(model)
+        self._folder = Folder(self.type)
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """All nodes in topological order; those of an If/Loop/Scan body follow the node that owns the body."""
+        return self._index.nodes
+
+    @property
+    def opset(self) -> int:
+        """Version of the default operator set (ai.onnx)."""
+        imports = self.ir.opset_imports
+        return next((imports[domain] for domain in _ONNX_DOMAINS if domain in imports), 1)
+
+    def key(self, node: ir.Node) -> str:
+        """The name that identifies `node` in this model: its own if it has a unique one, else made of op and output."""
+        return self._index.key_of[id(node)]
+
+    def node(self, key: str) -> ir.Node:
+        """The node that `key()` named; KeyError if there is none."""
+        return self._index.by_key[key]
+
+    def has_node(self, key: str) -> bool:
+        """True if `key()` gives this name to a node of this model."""
+        return key in self._index.by_key
+
+    def value(self, name: str) -> ir.Value:
+        """The value (tensor) called `name`; KeyError if there is none."""
+        return self._index.by_value[name]
+
+    def type(self, value: ir.Value) -> TensorType | None:
+        """Data type and shape of `value`, as stored in the file or inferred; None if unknown."""
+        if value.name is not None and (known := self.types.get(value.name)) is not None:
+            return known
+        return TensorType.of(value)
+
+    def shape(self, value: ir.Value) -> tuple[Dim, ...] | None:
+        """Dimensions of `value`: an int, a symbol, or None for each one unknown; None if even the rank is unknown."""
+        known = self.type(value)
+        return None if known is None else known.shape
+
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """Element type of `value`, or None if unknown."""
+        known = self.type(value)
+        return None if known is None else known.dtype
+
+    def constant(self, value: ir.Value | None, max_elements: int = 1 << 16) -> np.ndarray | None:
+        """The array that `value` always has: an initializer, a Constant, or small arithmetic on those and on shapes.
+
+        None when it depends on an input, may be overridden by one, or has more than `max_elements` elements.
+        """
+        return None if value is None else self._folder.array(value, max_elements)
+
+    def partial(self, value: ir.Value | None) -> np.ndarray | None:
+        """Like `constant` for a small shape-like value of which some elements may be symbols or None (object array)."""
+        return None if value is None else self._folder.partial(value)
+
+    def scalar(self, value: ir.Value | None) -> float | None:
+        """The one number that `value` always holds, or None."""
+        array = self.constant(value, max_elements=1)
+        return None if array is None or array.size != 1 else float(array.reshape(()))
+
+    def op_counts(self) -> dict[str, int]:
+        """How many nodes of each op type, most frequent first."""
+        return dict(Counter(node.op_type for node in self.nodes).most_common())
+
+
+def _index(model: ir.Model) -> _Index:
+    nodes = tuple(model.graph.all_nodes())
+    taken = Counter(node.name for node in nodes if node.name)
+    key_of: dict[int, str] = {}
+    by_key: dict[str, ir.Node] = {}
+    by_value: dict[str, ir.Value] = {}
+    for graph in model.graphs():
+        for value in (*graph.inputs, *graph.initializers.values()):
+            by_value.setdefault(value.name or "", value)
+    for node in nodes:
+        key = node.name if node.name and taken[node.name] == 1 else _made_up_key(node)
+        while key in by_key:
+            key += "'"
+        key_of[id(node)] = key
+        by_key[key] = node
+        for value in node.outputs:
+            by_value.setdefault(value.name or "", value)
+    by_value.pop("", None)
+    return _Index(nodes, key_of, by_key, by_value)
+
+
+def _made_up_key(node: ir.Node) -> str:
+    output = next((value.name for value in node.outputs if value.name), "")
+    return f"{node.op_type}:{output}"

@@ -1,0 +1,108 @@
+"""Write a model so that the file is either complete or not there, and nothing is replaced unasked."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from explorer.errors import ExportError
+
+# protobuf cannot hold more in one message
+_MAX_PROTO_BYTES = 2**31 - 1
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The model as the bytes of an .onnx file; tensors that live in external files are referred to, not read.
+
+    The same model gives the same bytes. ExportError if its inline weights exceed the 2 GB that one file can hold.
+    """
+    inline = sum(
+        tensor.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if (tensor := value.const_value) is not None and not isinstance(tensor, ir.ExternalTensor)
+    )
+    if inline > _MAX_PROTO_BYTES:
+        raise ExportError(
+            f"expected at most 2 GB in one ONNX file, found {inline / 1e9:.1f} GB of weights: "
+            "store the weights of the source as external data and open that"
+        )
+    proto: onnx.ModelProto = ir.to_proto(model)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def has_external_data(model: ir.Model) -> bool:
+    """True if any weight lives in a file of its own beside the model."""
+    return any(_external(model))
+
+
+def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                yield value.const_value
+
+
+def save(model: ir.Model, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write `model` to `path` in one step and return the path.
+
+    A model that refers to external data must stay in the folder that holds the data: ExportError otherwise, as well as
+    for an existing file (unless `overwrite`), a missing folder or one that cannot be written.
+    """
+    path = Path(path)
+    for tensor in _external(model):
+        if Path(tensor.base_dir).resolve() != path.resolve().parent:
+            raise ExportError(
+                f"expected to write beside the model's external data in {tensor.base_dir}, found {path.parent}: "
+                f"choose a file in that folder, so that {tensor.location!r} is found when the model is loaded"
+            )
+    return write_atomically(serialize(model), path, overwrite=overwrite)
+
+
+def write_atomically(data: bytes, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write `data` to `path` so that nobody ever sees half a file; ExportError in words if that cannot be."""
+    path = Path(path)
+    if path.is_dir():
+        raise ExportError(f"expected a file name, found the folder {path}: add a name")
+    if path.exists() and not overwrite:
+        raise ExportError(f"expected a new file, found that {path} exists: choose another name or ask to replace it")
+    try:
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise ExportError(f"expected a writable folder {path.parent}, found: {error.strerror or error}") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(scratch).chmod(0o666 & ~_umask())  # mkstemp keeps the file to its owner
+        if overwrite:
+            Path(scratch).replace(path)
+        else:
+            _publish_new(Path(scratch), path)
+    except OSError as error:
+        raise ExportError(f"expected room and permission to write {path}, found: {error.strerror or error}") from None
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+    return path
+
+
+def _publish_new(scratch: Path, path: Path) -> None:
+    """Give `scratch` its final name, refusing a file that appeared meanwhile where the file system can tell."""
+    try:
+        path.hardlink_to(scratch)
+    except FileExistsError:
+        raise ExportError(f"expected a new file, found that {path} appeared meanwhile: choose another name") from None
+    except OSError:  # a file system without hard links
+        scratch.replace(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
