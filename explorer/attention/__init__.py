@@ -1,0 +1,17 @@
+"""Recognise attention: a model → `Block`s with roles, evidence and obstacles. Knows nothing of target operators."""
+
+from explorer.attention.block import Block, Mask, MaskTerm, Obstacle, Operand, RegionNode, Status, Step, View
+from explorer.attention.recognise import recognise
+
+__all__ = [
+    "Block",
+    "Mask",
+    "MaskTerm",
+    "Obstacle",
+    "Operand",
+    "RegionNode",
+    "Status",
+    "Step",
+    "View",
+    "recognise",
+]
