@@ -1,0 +1,56 @@
+"""ONNX Runtime's error messages, made into one sentence that a person can act on."""
+
+from __future__ import annotations
+
+import re
+
+from explorer.errors import ExplorerError, InputError, SessionError
+
+_STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .*? failed:)?(?:Fatal error: )?")
+# "/src/graph.cc:46 void ns::Function(const std::map<std::basic_string<char>, int>&, bool) const [with T = int] "
+_SIGNATURE = re.compile(r"\S+\.(?:h|cc|cpp|cuh?):\d+ .*?\((?:[^()]|\([^()]*\))*\)(?: const)?(?: \[with [^\]]*\])? ")
+_PLACE = re.compile(r"\S+\.(?:h|cc|cpp|cuh?):\d+ \w+ ")  # "tensorprotoutils.cc:461 Function "
+_DETAILS = re.compile(r"\s*;\s*GPU=\d+.*", re.DOTALL)  # a CUDA failure goes on with host name, file and expression
+# Not before the second part of "… initializer: w. Error: … does not exist" and "Load … failed. File doesn't exist".
+_SENTENCE_END = re.compile(r"(?<=[\w)\"'])\. (?=[A-Z])(?!Error|File)")
+# A paragraph on what is *guaranteed*, with the point in the middle of it.
+_OPSET = re.compile(r"Opset (\d+) is under development.* support for domain (\S+) is till opset (\d+)", re.DOTALL)
+
+_INPUTS = re.compile(r"Got invalid dimensions|Unexpected input data type|Invalid rank for input")
+_HINTS = (
+    (r"is not a registered function/op|No Op registered", "replace that operator or export the model without it"),
+    (r"is till opset", "convert the model to an opset that is supported"),
+    (r"IR version", "save the model again with an older version of onnx"),
+    (r"[Ee]xternal data|external initializer", "put the file with the weights where the model expects it"),
+    (
+        r"[Pp]rotobuf parsing failed|No graph was found|File doesn't exist",
+        "check that the path leads to a complete model",
+    ),
+    (r"Type Error|Invalid model|ShapeInferenceError|not a graph input", "repair the model or export it again"),
+    (r"NOT_IMPLEMENTED|Could not find an implementation", "use a data type that this provider has a kernel for"),
+    (r"[Oo]ut of memory|[Ff]ailed to allocate|bad_alloc", "use a smaller batch or sequence, or free memory"),
+)
+
+
+def reason(message: str) -> str:
+    """The core of a message: its first sentence, without status codes, source positions and C++ signatures."""
+    if opset := _OPSET.search(message):
+        found, domain, latest = opset.groups()
+        return f"it knows the opsets of {domain} up to {latest}, and the model needs {found}"
+    text = _STATUS.sub("", message)
+    for noise in (_DETAILS, _SIGNATURE, _PLACE):
+        text = noise.sub("", text)
+    text = " ".join(text.split()) or "it gives no reason"
+    return _SENTENCE_END.split(text)[0].rstrip(".")
+
+
+def refusal(subject: str, error: Exception, fallback_hint: str) -> ExplorerError:
+    """`subject` ("ONNX Runtime cannot load m.onnx"), ONNX Runtime's reason, and what to do, as one sentence.
+
+    An InputError when the reason is that inputs do not fit, otherwise a SessionError.
+    """
+    message = str(error)
+    if _INPUTS.search(message):
+        return InputError(f"{subject}: {reason(message)}; give inputs with the model's own names, types and shapes.")
+    hint = next((hint for pattern, hint in _HINTS if re.search(pattern, message, re.DOTALL)), fallback_hint)
+    return SessionError(f"{subject}: {reason(message)}; {hint}.")

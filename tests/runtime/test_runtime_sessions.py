@@ -1,0 +1,280 @@
+"""The sessions of the worker process; most of them through a real worker."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from explorer.errors import InputError, SessionError
+from explorer.runtime import refusals, sessions
+from explorer.runtime.context import Context
+
+LOAD = "explorer.runtime.sessions:load"
+RELU = "g (float[2,N] x) => (float[2,N] y) { y = Relu (x) }"
+
+
+@pytest.fixture
+def context(tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    return Context(lambda fraction, text: None, tmp_path, log)
+
+
+@pytest.fixture
+def external_model(tmp_path):
+    """y = x + w, where w is 1, 2, 3, 4 in the file data/w.bin, which is not beside the model."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "w.bin").write_bytes(np.array([1, 2, 3, 4], np.float32).tobytes())
+    weight = TensorProto(name="w", dims=[4], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value="w.bin")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+def test_load_says_where_the_session_runs_and_how_long_it_took(worker, save_model):
+    answer = worker.call(LOAD, {"model": save_model(RELU), "provider": "cpu"})
+    assert answer.pop("load_s") > 0
+    assert answer == {
+        "provider": "cpu",
+        "provider_note": "On the CPU, as asked.",
+        "providers": ["CPUExecutionProvider"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("graph", "header", "reason", "hint"),
+    [
+        (
+            "g (float[2] x) => (float[2] y) { y = other.org.Strange (x) }",
+            '<ir_version: 8, opset_import: ["" : 17, "other.org" : 1]>',
+            "other.org:Strange(-1) is not a registered function/op",
+            "replace that operator or export the model without it",
+        ),
+        (
+            "g (float[2] x) => (float[2] y) { y = Relu (x) }",
+            '<ir_version: 8, opset_import: ["" : 99]>',
+            " and the model needs 99",
+            "convert the model to an opset that is supported",
+        ),
+        (
+            "g (float[2] x) => (float16[2] y) { y = Relu (x) }",
+            '<ir_version: 8, opset_import: ["" : 17]>',
+            "Type Error: Type (tensor(float16)) of output arg (y) of node () does not match expected type",
+            "repair the model or export it again",
+        ),
+    ],
+    ids=["unknown domain", "opset 99", "ill-typed"],
+)
+def test_a_model_that_does_not_load_gets_one_sentence(worker, save_model, graph, header, reason, hint):
+    model = save_model(graph, header)
+    with pytest.raises(SessionError) as caught:
+        worker.call(LOAD, {"model": model, "provider": "cpu"})
+    message = str(caught.value)
+    assert "cannot load model.onnx: " in message
+    assert reason in message
+    assert message.endswith(f"; {hint}.")
+    assert "ONNXRuntimeError" not in message
+    assert ".h:" not in message
+    assert "\n" not in message
+
+
+def test_missing_external_data_is_named(worker, external_model):
+    with pytest.raises(SessionError, match=r'does not exist: ".*w\.bin"; put the file with the weights where'):
+        worker.call(LOAD, {"model": external_model, "provider": "cpu"})
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage garbage"])
+def test_what_is_no_model_is_a_session_error(worker, tmp_path, content):
+    (tmp_path / "no.onnx").write_bytes(content)
+    with pytest.raises(
+        SessionError, match=r"cannot load no\.onnx: .*; check that the path leads to a complete model\."
+    ):
+        worker.call(LOAD, {"model": str(tmp_path / "no.onnx"), "provider": "cpu"})
+
+
+def test_external_data_is_found_in_another_folder(run, external_model, tmp_path):
+    outputs = run(external_model, {"x": np.zeros(4, np.float32)}, data_folder=str(tmp_path / "data"))
+    np.testing.assert_array_equal(outputs["y"], [1, 2, 3, 4])
+
+
+@pytest.mark.parametrize("level", ["all", "extended", "basic", "disabled"])
+def test_every_optimization_level_runs(run, save_model, level):
+    outputs = run(save_model(RELU), {"x": np.array([[-1], [2]], np.float32)}, optimization=level)
+    np.testing.assert_array_equal(outputs["y"], [[0], [2]])
+
+
+def test_an_unknown_optimization_level_is_an_input_error(worker, save_model):
+    with pytest.raises(InputError, match="among all, extended, basic, disabled, found 'most'"):
+        worker.call(LOAD, {"model": save_model(RELU), "provider": "cpu", "optimization": "most"})
+
+
+def test_only_the_outputs_asked_for_come_back(run, save_model):
+    model = save_model('g (float[1] x) => (float[1] "/a/b:0", float[1] z) { "/a/b:0" = Relu (x) z = Neg (x) }')
+    x = {"x": np.array([3], np.float32)}
+    assert {name: array.tolist() for name, array in run(model, x).items()} == {"/a/b:0": [3], "z": [-3]}
+    assert list(run(model, x, outputs=["/a/b:0"])) == ["/a/b:0"]
+    with pytest.raises(InputError, match=r"has the outputs /a/b:0, z, not y; ask for those\."):
+        run(model, x, outputs=["y"])
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, r"takes the inputs x, but was given \(none\)"),
+        ({"x": np.zeros((2, 1), np.float32), "w": np.zeros(1)}, "takes the inputs x, but was given x, w"),
+        ({"x": np.zeros((3, 1), np.float32)}, "Got invalid dimensions for input: x .* Got: 3 Expected: 2"),
+        ({"x": np.zeros(2, np.float32)}, "Invalid rank for input: x Got: 1 Expected: 2"),
+        ({"x": np.zeros((2, 1), np.float16)}, "Unexpected input data type"),
+    ],
+    ids=["missing", "too many", "shape", "rank", "type"],
+)
+def test_feeds_that_do_not_fit_are_an_input_error(run, save_model, feeds, message):
+    with pytest.raises(InputError, match=message):
+        run(save_model(RELU), feeds)
+
+
+def test_float16_stays_float16(run, save_model):
+    x = np.array([0.1, -65504, np.inf], np.float16)
+    y = run(save_model("g (float16[3] x) => (float16[3] y) { y = Identity (x) }"), {"x": x})["y"]
+    assert y.dtype == np.float16
+    np.testing.assert_array_equal(y, x)
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (10,)])
+def test_bfloat16_travels_as_float32_rounded_to_nearest_even(run, save_model, shape):
+    bits = [
+        0x3F808000,
+        0x3F818000,
+        0x3F808001,
+        0x3F807FFF,
+        0x7F7FFFFF,
+        0x7F800000,
+        0xFF800000,
+        0x7FFFFFFF,
+        0x80000001,
+        0,
+    ]
+    x = np.array(bits, np.uint32).view(np.float32).reshape(shape)
+    dims = ",".join(map(str, shape))
+    y = run(save_model(f"g (bfloat16[{dims}] x) => (bfloat16[{dims}] y) {{ y = Identity (x) }}"), {"x": x})["y"]
+    assert y.dtype == np.float32
+    np.testing.assert_array_equal(y, x.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_an_empty_tensor_and_a_scalar_run(run, save_model):
+    model = save_model("g (float[N] x, bfloat16 s) => (float[N] y, bfloat16 t) { y = Relu (x) t = Identity (s) }")
+    y = run(model, {"x": np.zeros(0, np.float32), "s": np.array(1.5, np.float32)})
+    assert (y["y"].shape, y["t"].shape, float(y["t"])) == ((0,), (), 1.5)
+
+
+def test_auto_falls_back_in_words_and_cuda_says_what_to_do(context, monkeypatch):
+    monkeypatch.setattr(sessions, "cuda_obstacle", lambda context: "no NVIDIA GPU was found")
+    assert sessions.choose_provider(context, "auto") == ("cpu", "On the CPU, because no NVIDIA GPU was found.")
+    with pytest.raises(SessionError) as caught:
+        sessions.choose_provider(context, "cuda")
+    assert str(caught.value) == (
+        "Provider cuda was asked for, but no NVIDIA GPU was found; run `pip install 'onnx-attention-explorer[cuda]'` "
+        "on a machine with an NVIDIA GPU, or use provider cpu."
+    )
+    monkeypatch.setattr(sessions, "cuda_obstacle", lambda context: None)
+    assert sessions.choose_provider(context, "auto")[0] == "cuda"
+    assert sessions.choose_provider(context, "cuda") == ("cuda", "On CUDA, as asked.")
+
+
+class FakeSession:
+    """A session that prints what onnxruntime-gpu prints where its libraries are missing, and is a CPU session."""
+
+    log = None
+    said = ""
+    providers = ("CPUExecutionProvider",)
+
+    def __init__(self, *args, **options):
+        self.log.write_text(self.said)
+
+    def get_providers(self):
+        return list(self.providers)
+
+
+@pytest.mark.parametrize(
+    ("said", "has_gpu", "obstacle"),
+    [
+        (
+            "error: libcublasLt.so.13: cannot open shared object file: No such",
+            True,
+            "CUDA's library libcublasLt.so.13 is",
+        ),
+        ("error: libcublasLt.so.13: cannot open shared object file: No such", False, "no NVIDIA GPU with a driver"),
+        ("something else", True, "could not load its CUDA libraries"),
+    ],
+)
+def test_the_obstacle_to_cuda_is_what_stands_first_in_the_way(context, monkeypatch, said, has_gpu, obstacle):
+    monkeypatch.setattr(FakeSession, "log", context.log_path)
+    monkeypatch.setattr(FakeSession, "said", said)
+    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: list(sessions.PROVIDERS.values()))
+    monkeypatch.setattr(sessions.ort, "InferenceSession", FakeSession)
+    monkeypatch.setattr(sessions, "_preload_cuda", lambda: None)
+    monkeypatch.setattr(sessions.gpu, "query", lambda: sessions.gpu.Gpu("NVIDIA H200", "580.1") if has_gpu else None)
+    assert obstacle in sessions.cuda_obstacle(context)
+    monkeypatch.setattr(FakeSession, "providers", ("CUDAExecutionProvider", "CPUExecutionProvider"))
+    assert sessions.cuda_obstacle(context) is None
+
+
+def test_a_build_without_cuda_is_an_obstacle(context, monkeypatch):
+    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "built without CUDA" in sessions.cuda_obstacle(context)
+
+
+def test_a_session_that_quietly_left_its_provider_is_refused(context, monkeypatch):
+    monkeypatch.setattr(FakeSession, "log", context.log_path)
+    monkeypatch.setattr(sessions.ort, "InferenceSession", FakeSession)
+    with pytest.raises(
+        SessionError, match="was to run on CUDAExecutionProvider, but its session has CPUExecutionProvider"
+    ):
+        sessions.Session(sessions.SessionSpec("m.onnx", "cuda"))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/onnxruntime/core/graph/model.cc:256 "
+            "onnxruntime::Model::Model(onnx::ModelProto&&, const std::function<void(int)>&) "
+            "Unsupported model IR version: 99, max supported IR version: 13\n",
+            "Unsupported model IR version: 99, max supported IR version: 13",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : /src/cuda_call.cc:129 std::conditional_t<THRW, void, Status> "
+            "onnxruntime::CudaCall(ERRTYPE, const char*) [with ERRTYPE = cudaError] "
+            "CUDA failure 2: out of memory ; GPU=0 ; hostname=secret ; file=/src/a.cc ; line=1 ; expr=cudaMalloc();",
+            "CUDA failure 2: out of memory",
+        ),
+        (
+            "[ONNXRuntimeError] : 3 : NO_SUCHFILE : Load m failed. File doesn't exist",
+            "Load m failed. File doesn't exist",
+        ),
+        ("", "it gives no reason"),
+    ],
+)
+def test_reasons_lose_their_c_plus_plus(message, expected):
+    assert refusals.reason(message) == expected
+
+
+def test_the_log_can_be_read_from_a_mark(context):
+    context.log_path.write_text("before")
+    mark = context.log_mark()
+    with context.log_path.open("a") as log:
+        log.write("after")
+    assert context.log_since(mark) == "after"
+
+
+def test_the_environment_names_what_is_there(worker):
+    facts = worker.call("explorer.runtime.environment:environment")
+    assert {"onnxruntime", "python", "platform", "cpu", "providers"} <= facts.keys()
+    assert facts["providers"].endswith("CPUExecutionProvider")
+    assert all(isinstance(value, str) and value for value in facts.values())
