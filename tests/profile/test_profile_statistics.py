@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from explorer.profile.statistics import is_steady, quantile, ratio_interval
+from explorer.profile.values import Latency, Ratio
+
+times = st.floats(0.01, 1e4)
+
+
+def test_a_latency_is_summed_up_exactly():
+    latency = Latency((5.0, 1.0, 3.0, 2.0, 4.0))
+    assert (latency.median_ms, latency.q1_ms, latency.q3_ms, latency.iqr_ms) == (3.0, 2.0, 4.0, 2.0)
+    assert latency.p99_ms == pytest.approx(4.96)
+
+
+@given(st.lists(times, min_size=1))
+def test_the_middle_quantile_is_the_median_and_quantiles_do_not_cross(values):
+    assert quantile(values, 0.5) == pytest.approx(statistics.median(values))
+    assert min(values) <= quantile(values, 0.25) <= quantile(values, 0.5) <= quantile(values, 0.75) <= max(values)
+
+
+@given(st.lists(times, min_size=1, max_size=30), st.integers(0, 2**32))
+def test_a_constant_factor_has_no_uncertainty_because_runs_are_paired(values, seed):
+    doubled = [2 * value for value in values]
+    assert ratio_interval(doubled, values, seed) == pytest.approx((2.0, 2.0))
+
+
+def test_the_interval_is_that_of_its_seed_and_contains_the_ratio():
+    rng = np.random.default_rng(0)
+    slow, fast = (Latency(tuple(median + rng.standard_normal(101) / 10)) for median in (5.0, 2.0))
+    ratio = Ratio.of(slow, fast, seed=1)
+    assert ratio == Ratio.of(slow, fast, seed=1)
+    assert ratio != Ratio.of(slow, fast, seed=2)
+    assert ratio.value == slow.median_ms / fast.median_ms
+    assert 2.3 < ratio.low < ratio.value < ratio.high < 2.7
+
+
+@pytest.mark.parametrize(
+    ("history", "steady"),
+    [
+        ([1.0] * 5, False),  # too short to tell
+        ([1.0] * 6, True),
+        ([9.0, 1.0, 1.0, 1.0, 1.0, 1.0], True),  # one slow run is no trend
+        ([9.0, 8.0, 7.0, 6.0, 5.0, 4.0], False),
+        ([9.0, 8.0, 7.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0], True),  # only the latest runs count
+        ([1.0, 1.0, 1.0, 2.0, 2.0, 2.0], True),  # slower is not warming up
+        ([1.0, 1.0, 1.0, 0.951, 0.951, 0.951], True),
+        ([1.0, 1.0, 1.0, 0.949, 0.949, 0.949], False),
+    ],
+)
+def test_a_warm_up_is_over_when_runs_stop_getting_faster(history, steady):
+    assert is_steady(history) is steady
