@@ -1,0 +1,147 @@
+"""Inputs to run a model on: seeded ones that respect its types, dimensions, token ids and masks, or the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from explorer.errors import InputError
+from explorer.model import Dim, Model
+
+DEFAULT_BATCH = 2
+DEFAULT_LENGTH = 32
+
+Feeds = dict[str, np.ndarray]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def input_shapes(
+    model: Model, shapes: Shapes | None = None, length: int = DEFAULT_LENGTH
+) -> dict[str, tuple[int, ...]]:
+    """A concrete shape for every graph input.
+
+    `shapes` fixes some inputs; a symbol has one size everywhere. What stays open is 2 on the first axis, `length` elsewhere.
+    InputError if a given shape does not fit the model.
+    """
+    shapes = dict(shapes or {})
+    declared = {value.name or "": model.shape(value) or () for value in _inputs(model)}
+    for name in shapes:
+        if name not in declared:
+            raise InputError(f"expected a shape for one of the inputs {', '.join(declared)}, found one for {name!r}")
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        _bind(name, declared[name], shape, sizes)
+    for name, dims in declared.items():
+        if name not in shapes:
+            shapes[name] = tuple(_size(dim, axis, sizes, length) for axis, dim in enumerate(dims))
+    return {name: tuple(shapes[name]) for name in declared}
+
+
+def _bind(name: str, dims: tuple[Dim, ...], shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """Note what `shape` says about the symbols in `dims`."""
+    wanted = "×".join("?" if dim is None else str(dim) for dim in dims)
+    given = "×".join(map(str, shape))
+    fits = len(dims) == len(shape) and all(size > 0 for size in shape)
+    for dim, size in zip(dims, shape, strict=False):
+        fits &= size == dim if isinstance(dim, int) else True
+    if not fits:
+        raise InputError(f"expected a shape like {wanted} for input {name!r}, found {given}")
+    for dim, size in zip(dims, shape, strict=True):
+        if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
+            raise InputError(
+                f"expected one size for the dimension {dim!r} of the inputs, found {sizes[dim]} and {size} "
+                f"(in {name!r}): give shapes that agree"
+            )
+
+
+def _size(dim: Dim, axis: int, sizes: dict[str, int], length: int) -> int:
+    if isinstance(dim, int):
+        return dim
+    default = DEFAULT_BATCH if axis == 0 else length
+    return default if dim is None else sizes.setdefault(dim, default)
+
+
+def seeded_inputs(model: Model, shapes: Shapes | None = None, seed: int = 0, length: int = DEFAULT_LENGTH) -> Feeds:
+    """Random arrays for every graph input, the same for the same seed.
+
+    Floats are standard normal; integers that index a table (token ids, positions) stay inside it; masks hide the last
+    quarter of every batch row but the first.
+    """
+    rng = np.random.default_rng(seed)
+    concrete = input_shapes(model, shapes, length)
+    feeds: Feeds = {}
+    for value in _inputs(model):
+        name = value.name or ""
+        dtype, shape = model.dtype(value), concrete[name]
+        if dtype is None or dtype.is_string():
+            raise InputError(
+                f"expected a numeric type for input {name!r}, found {dtype or 'none'}: give the inputs in a file"
+            )
+        if "mask" in name.lower():
+            array = _mask(shape)
+        elif dtype == ir.DataType.BOOL:
+            array = rng.integers(0, 2, shape)
+        elif dtype.is_integer():
+            array = rng.integers(0, _table_rows(model, value), shape)
+        else:
+            array = rng.standard_normal(shape)
+        # numpy has no bfloat16; a session takes float32 for it
+        feeds[name] = array.astype(np.float32 if dtype == ir.DataType.BFLOAT16 else dtype.numpy())
+    return feeds
+
+
+def load_inputs(model: Model, path: str | Path) -> Feeds:
+    """The user's own inputs from an .npz with one array for each graph input; InputError if they do not fit."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"expected an .npz file of named arrays at {path}: {error}") from None
+    feeds: Feeds = {}
+    for value in _inputs(model):
+        name = value.name or ""
+        if name not in arrays:
+            raise InputError(
+                f"expected an array for input {name!r} in {path}, found only {', '.join(arrays) or 'none'}"
+            )
+        dtype = model.dtype(value)
+        array = arrays[name]
+        if dtype is not None and dtype != ir.DataType.BFLOAT16 and array.dtype != dtype.numpy():
+            raise InputError(f"expected {dtype.numpy()} for input {name!r} in {path}, found {array.dtype}: convert it")
+        _bind(name, model.shape(value) or (), array.shape, {})
+        feeds[name] = array
+    return feeds
+
+
+def _inputs(model: Model) -> list[ir.Value]:
+    """Graph inputs that must be fed: an initializer of the same name is a default."""
+    initializers = model.ir.graph.initializers
+    return [value for value in model.ir.graph.inputs if value.name not in initializers]
+
+
+def _mask(shape: tuple[int, ...]) -> np.ndarray:
+    """1 where a token counts, 0 for the padding at the end of every row but the first."""
+    mask = np.ones(shape, np.int64)
+    if len(shape) >= 2 and shape[-1] >= 4:
+        mask[1:, ..., -(shape[-1] // 4) :] = 0
+    return mask
+
+
+def _table_rows(model: Model, value: ir.Value) -> int:
+    """How many rows the smallest table has that `value` indexes; 2 if it indexes none."""
+    rows: list[int] = []
+    pending, seen = [value], {id(value)}
+    while pending:
+        item = pending.pop()
+        for use in item.uses():
+            node = use.node
+            if node.op_type in ("Gather", "GatherElements") and use.idx == 1 and node.inputs[0] is not None:
+                dim = (model.shape(node.inputs[0]) or (None,))[0]
+                rows += [dim] if isinstance(dim, int) else []
+            elif node.op_type in ("Identity", "Cast", "Reshape", "Unsqueeze", "Squeeze") and use.idx == 0:
+                pending += [output for output in node.outputs if id(output) not in seen]
+                seen.update(id(output) for output in node.outputs)
+    return min(rows, default=2)

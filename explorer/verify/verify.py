@@ -1,0 +1,281 @@
+"""Run the original and the fused model on the same inputs and judge both by float64 truth."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from explorer.attention import Block
+from explorer.errors import ModelError
+from explorer.model import Model, dtype_name
+from explorer.model.save import has_external_data, serialize
+from explorer.runtime import Worker, arrays
+from explorer.verify.inputs import Feeds
+from explorer.verify.oracle import attention, to_bnsh
+from explorer.verify.verdict import Comparison, Errors, Verdict, allowed_error
+
+# Above this many parameters the float64 copy for the end-to-end truth would not fit an ordinary machine.
+MAX_TRUTH_PARAMETERS = 1_000_000_000
+# An original further than this (relative) from its own float64 truth is no yardstick.
+DOUBTFUL = 0.05
+# Q, K, V, mask and output of this many blocks are fetched in one run.
+_BLOCKS_A_RUN = 8
+
+OnProgress = Callable[[float, str], None]
+
+
+def verify(
+    worker: Worker,
+    original: Model,
+    fused: Model,
+    blocks: Sequence[Block],
+    feeds: Feeds,
+    *,
+    seed: int | None = None,
+    provider: str = "auto",
+    on_progress: OnProgress | None = None,
+    cancel: threading.Event | None = None,
+    timeout_s: float | None = None,
+) -> Verdict:
+    """Compare `fused` with `original`, whose `blocks` were fused, on `feeds`.
+
+    Each block is judged on the Q, K, V and mask that it really received, in each model; the outputs are judged by the
+    original computed in float64. Raises SessionError if a model does not run, WorkerError if the worker fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnx-explorer-") as folder:
+        run = _Run(worker, Path(folder), feeds, provider, on_progress, cancel, timeout_s, 4 + len(blocks) / 4)
+        outputs = [value.name or "" for value in original.ir.graph.outputs]
+        before = run.outputs(original, "the original")
+        after = run.outputs(fused, "the fused model")
+        truth, how = run.truth(original, before)
+        block_verdicts: list[Comparison] = []
+        for at in range(0, len(blocks), _BLOCKS_A_RUN):
+            block_verdicts += _compare_blocks(run, original, fused, blocks[at : at + _BLOCKS_A_RUN])
+        output_verdicts = tuple(
+            _compare(name, "", before[name], after[name], truth[name], truth[name], _dtype(original, name))
+            for name in outputs
+            if np.issubdtype(before[name].dtype, np.floating)
+        )
+    return Verdict(
+        blocks=tuple(block_verdicts),
+        outputs=output_verdicts,
+        truth=how,
+        provider=run.device,
+        shapes=tuple((name, array.shape) for name, array in feeds.items()),
+        seed=seed,
+        notes=tuple(_notes(run.device, blocks, output_verdicts)),
+    )
+
+
+@dataclass
+class _Run:
+    """Runs models in the worker, through files in one temporary folder."""
+
+    worker: Worker
+    folder: Path
+    feeds: Feeds
+    provider: str
+    on_progress: OnProgress | None
+    cancel: threading.Event | None
+    timeout_s: float | None
+    stages: float
+    device: str = ""
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        arrays.save(self.folder / "feeds.npz", self.feeds)
+
+    def outputs(self, model: Model, what: str, extra: Sequence[str] = ()) -> dict[str, np.ndarray]:
+        """Values of the graph outputs of `model`, or of the values named in `extra` instead."""
+        self._progress(f"running {what}")
+        path, out = self.folder / "model.onnx", self.folder / "out.npz"
+        path.write_bytes(serialize(_with_outputs(model, extra) if extra else model.ir))
+        facts = self._call(
+            "explorer.runtime.sessions:run",
+            {"model": str(path), "out_npz": str(out), "provider": self.provider, "outputs": list(extra) or None},
+            model,
+        )
+        self.device = str(facts["provider"])
+        return arrays.load(out)
+
+    def truth(self, model: Model, fallback: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], str]:
+        """The outputs in float64 and how they came about; without a reference for it, the original's own outputs."""
+        self._progress("computing the truth in float64")
+        parameters = sum(
+            value.const_value.size for value in model.ir.graph.initializers.values() if value.const_value is not None
+        )
+        if parameters > MAX_TRUTH_PARAMETERS:
+            reason = f"the model has {parameters / 1e9:.1f} billion parameters, too many to hold in float64"
+        else:
+            path, out = self.folder / "model.onnx", self.folder / "truth.npz"
+            path.write_bytes(serialize(model.ir))
+            try:
+                self._call("explorer.verify.truth:float64_outputs", {"model": str(path), "out_npz": str(out)}, model)
+            except ModelError as error:
+                reason = str(error)
+            else:
+                return arrays.load(out), "the original in float64, by ONNX's reference evaluator"
+        wide = {name: np.asarray(array) for name, array in fallback.items()}
+        return wide, f"the original's own outputs, since there is no float64 truth for this model: {reason}"
+
+    def _call(self, function: str, args: dict[str, Any], model: Model) -> Any:
+        args |= {
+            "feeds_npz": str(self.folder / "feeds.npz"),
+            "data_folder": str(model.path.parent) if has_external_data(model.ir) else None,
+        }
+        return self.worker.call(function, args, cancel=self.cancel, timeout_s=self.timeout_s)
+
+    def _progress(self, text: str) -> None:
+        if self.on_progress is not None:
+            self.on_progress(min(self.done / self.stages, 1.0), text)
+        self.done += 1
+
+
+def _with_outputs(model: Model, names: Iterable[str]) -> ir.Model:
+    """A copy of the model whose graph outputs are the values called `names`."""
+    clone = model.ir.clone()
+    graph = clone.graph
+    by_name = {value.name: value for node in graph for value in node.outputs}
+    graph.outputs.clear()
+    for name in names:
+        value = by_name[name]
+        dtype = model.dtype(model.value(name))
+        if value.type is None and dtype is not None:
+            value.type = ir.TensorType(dtype)
+        graph.outputs.append(value)
+    return clone
+
+
+def _compare_blocks(run: _Run, original: Model, fused: Model, blocks: Sequence[Block]) -> list[Comparison]:
+    names = list(dict.fromkeys(name for block in blocks for name in _values_of(block)))
+    what = f"blocks {blocks[0].label} to {blocks[-1].label}" if len(blocks) > 1 else f"block {blocks[0].label}"
+    results = []
+    for model, which in ((original, "the original"), (fused, "the fused model")):
+        computed = [name for name in names if model.value(name).producer() is not None]
+        values = run.outputs(model, f"{what} of {which}", computed)
+        values |= {name: _given(model, name, run.feeds) for name in names if name not in values}
+        results.append(values)
+    comparisons = []
+    before, after = results
+    for block in blocks:
+        assert block.output is not None
+        name = block.output.value
+        comparisons.append(
+            _compare(
+                name,
+                block.id,
+                before[name],
+                after[name],
+                _block_truth(block, before, before[name].shape),
+                _block_truth(block, after, after[name].shape),
+                _dtype(original, name),
+            )
+        )
+    return comparisons
+
+
+def _values_of(block: Block) -> list[str]:
+    """Names of what a block reads and of what it gives: values that the original and the fused model both have."""
+    assert block.query is not None
+    assert block.key is not None
+    assert block.value is not None
+    assert block.output is not None
+    operands = [operand.source.value for operand in (block.query, block.key, block.value)]
+    masks = (term.value for term in block.mask.terms if term.kind != "causal")
+    return [*operands, *masks, block.output.value]
+
+
+def _given(model: Model, name: str, feeds: Feeds) -> np.ndarray:
+    """A graph input or an initializer."""
+    if name in feeds:
+        return feeds[name]
+    tensor = model.value(name).const_value
+    if tensor is None:
+        raise ModelError(f"expected {name!r} to be an input or an initializer, found neither: scan the model again")
+    return np.asarray(tensor.numpy())
+
+
+def _block_truth(block: Block, values: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """The block's output in float64 from the inputs it received, in the shape that the model gives it."""
+    assert block.query is not None
+    assert block.key is not None
+    assert block.value is not None
+    assert block.output is not None
+    assert block.num_heads is not None
+    assert block.kv_num_heads is not None
+    assert block.head_size is not None
+    assert block.v_head_size is not None
+    assert block.scale is not None
+    query, key, value = (
+        to_bnsh(values[operand.source.value], operand.source.layout, heads, size)
+        for operand, heads, size in (
+            (block.query, block.num_heads, block.head_size),
+            (block.key, block.kv_num_heads, block.head_size),
+            (block.value, block.kv_num_heads, block.v_head_size),
+        )
+    )
+    triangle = np.tri(query.shape[2], key.shape[2])
+    terms = [(term, triangle if term.kind == "causal" else values[term.value]) for term in block.mask.terms]
+    result = attention(query, key, value, block.scale, terms)
+    if "".join(block.output.layout) == "BSNH":
+        result = result.transpose(0, 2, 1, 3)
+    return result.reshape(shape)
+
+
+def _compare(
+    name: str,
+    block: str,
+    original: np.ndarray,
+    fused: np.ndarray,
+    original_truth: np.ndarray,
+    fused_truth: np.ndarray,
+    dtype: str,
+) -> Comparison:
+    errors = _errors(original, original_truth)
+    return Comparison(
+        name=name,
+        block=block,
+        dtype=dtype,
+        shape=original.shape,
+        original=errors,
+        fused=_errors(fused, fused_truth),
+        allowed=allowed_error(errors, dtype),
+    )
+
+
+def _errors(array: np.ndarray, truth: np.ndarray) -> Errors:
+    if array.shape != truth.shape:
+        return Errors(float("inf"), float("inf"), array.size)
+    finite = np.isfinite(truth)
+    nonfinite = int(np.count_nonzero(~np.isfinite(array) & finite))
+    usable = finite & np.isfinite(array)
+    if not usable.any():
+        return Errors(float("nan"), float("nan"), nonfinite)
+    largest = float(np.abs(truth[usable]).max())
+    distance = float(np.abs(array[usable].astype(np.float64) - truth[usable]).max())
+    return Errors(distance, distance / largest if largest else distance, nonfinite)
+
+
+def _dtype(model: Model, name: str) -> str:
+    return dtype_name(model.dtype(model.value(name)))
+
+
+def _notes(device: str, blocks: Sequence[Block], outputs: Sequence[Comparison]) -> Iterable[str]:
+    if device == "cpu" and any(block.dtype in ("float16", "bfloat16") for block in blocks):
+        yield (
+            "Run on the CPU, which computes 16-bit attention in float32: this proves that the fused graph means the "
+            "same, not how a GPU's 16-bit kernels round. Verify on the GPU for that."
+        )
+    for output in outputs:
+        if output.original.relative > DOUBTFUL:
+            yield (
+                f"The original's own output {output.name!r} is {output.original.relative:.0%} away from its float64 "
+                "truth (a rounding decides something discrete in it): that output proves little, trust the blocks."
+            )
