@@ -21,7 +21,7 @@ BUILDERS: dict[str, Callable[..., ModelProto]] = {"f5_dit": f5_dit, "bert": bert
 small_f5_dit = partial(f5_dit, ffn_mult=1, time_size=8)  # under 600 kB
 SAMPLES: dict[str, Callable[[], ModelProto]] = {
     "f5_dit_fp16.onnx": small_f5_dit,
-    "f5_dit_fp16_two_casts.onnx": partial(small_f5_dit, softmax_casts="two", value_info=False),
+    "f5_dit_fp16_two_casts.onnx": partial(small_f5_dit, softmax_casts="two", value_info=False, opset=17),
     "bert_fp32.onnx": bert,
     "gpt_fp32.onnx": gpt,
 }

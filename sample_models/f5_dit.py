@@ -17,10 +17,11 @@ One block's attention, after q/k/v projections, split heads and rotary embedding
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from layers import gelu_tanh, linear
+from layers import gelu_tanh, layer_norm, linear
 from onnx import ModelProto
 from tape import Tape, Value
 
@@ -33,7 +34,9 @@ LOGITS_STD = 2.0
 MODULATION_STD = 0.5
 
 Rotary = tuple[Value, Value]  # cos, sin
+Turn = Callable[[Value, Rotary, int], Value]
 SoftmaxCasts = Literal["one", "two"]
+RotaryPairs = Literal["interleaved", "half"]
 
 
 def f5_dit(
@@ -43,34 +46,46 @@ def f5_dit(
     ffn_mult: int = 2,
     batch: int = 2,
     time_size: int | None = None,
+    adaln: bool = True,
+    rotary: RotaryPairs = "interleaved",
     softmax_casts: SoftmaxCasts = "one",
     value_info: bool = True,
+    opset: int = 20,
     seed: int = 0,
 ) -> ModelProto:
-    """`batch` is 2 for classifier-free guidance; `softmax_casts` counts the Casts after Softmax.
+    """`batch` is 2 for classifier-free guidance; without `adaln` norms are plain and there is no `time`.
 
-    "one" casts straight to fp16. "two" is what the exporter writes for `softmax(x.float()).to(fp16)`: fp32 first.
+    `rotary` pairs neighbours, as F5-TTS does, or the two halves of a head, as most models do. `softmax_casts` counts
+    the Casts after Softmax: "one" casts straight to fp16, as torch's dynamo exporter does; "two" is what its
+    TorchScript exporter, which stops at opset 17 and so has no Gelu operator, writes for
+    `softmax(x.float()).to(fp16)`: fp32 first.
     """
-    tape = Tape(np.float16, seed)
+    tape = Tape(np.float16, seed, opset)
     hidden = heads * head_size
     mel = tape.input("x", (batch, "seq", MEL))
-    time = tape.input("time", (batch, time_size or hidden))
+    time = tape.input("time", (batch, time_size or hidden)) if adaln else None
 
-    tables = rotary_tables(mel, head_size)
+    tables = rotary_tables(mel, head_size, rotary)
+    turn = rotate if rotary == "interleaved" else rotate_halves
     x = linear(mel, "input_embed", hidden)  # [B, S, N*H]
     for layer in range(layers):
         with tape.scope(f"transformer_blocks.{layer}"):
-            normed, (gate_attn, shift, scale, gate_ffn) = ada_layer_norm(x, time, "attn_norm", chunks=6)
-            x = x + gate_attn * attention(normed, tables, heads, softmax_casts)
-            x = x + gate_ffn * feed_forward(modulate(x, "ff_norm", shift, scale), ffn_mult)
-    normed, _ = ada_layer_norm(x, time, "norm_out", chunks=2)
+            if time is None:
+                x = x + attention(layer_norm(x, "attn_norm", EPSILON), tables, turn, heads, softmax_casts)
+                x = x + feed_forward(layer_norm(x, "ff_norm", EPSILON), ffn_mult)
+            else:
+                normed, (gate_attn, shift, scale, gate_ffn) = ada_layer_norm(x, time, "attn_norm", chunks=6)
+                x = x + gate_attn * attention(normed, tables, turn, heads, softmax_casts)
+                x = x + gate_ffn * feed_forward(modulate(x, "ff_norm", shift, scale), ffn_mult)
+    normed = layer_norm(x, "norm_out", EPSILON) if time is None else ada_layer_norm(x, time, "norm_out", chunks=2)[0]
     denoised = linear(normed, "proj_out", MEL)  # [B, S, mel]
     return tape.finish(denoised, "denoised", value_info)
 
 
-def rotary_tables(x: Value, head_size: int) -> tuple[Rotary, Rotary]:
-    """cos and sin, neighbours sharing a frequency: at [S, H] for Q and at [H, S] for K."""
-    frequency = np.repeat(10000.0 ** (-np.arange(0, head_size, 2) / head_size), 2)
+def rotary_tables(x: Value, head_size: int, pairs: RotaryPairs) -> tuple[Rotary, Rotary]:
+    """cos and sin, the two of a pair sharing a frequency: at [1, 1, S, H] for Q and at [1, 1, H, S] for K."""
+    frequency = 10000.0 ** (-np.arange(0, head_size, 2) / head_size)
+    frequency = np.repeat(frequency, 2) if pairs == "interleaved" else np.tile(frequency, 2)
     coarse = np.arange(COARSE)[:, None, None] * FINE * frequency  # [128, 1, H]
     fine = np.arange(FINE)[:, None] * frequency  # [64, H]
     with x.tape.scope("rotary_embed"):
@@ -78,8 +93,9 @@ def rotary_tables(x: Value, head_size: int) -> tuple[Rotary, Rotary]:
         cos_b, sin_b = (x.tape.buffer(f"fine_{f.__name__}", f(fine).astype(x.tape.dtype)) for f in (np.cos, np.sin))
         both = cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b  # [128, 64, H]
         length = x.length(axis=1)
-        cos, sin = (table.reshape(COARSE * FINE, head_size).first(length, 0, "seq") for table in both)  # [S, H]
-        return (cos, sin), (cos.transpose(1, 0), sin.transpose(1, 0))
+        rows = (1, 1, COARSE * FINE, head_size)
+        cos, sin = (table.reshape(*rows).first(length, 2, "seq") for table in both)  # [1, 1, S, H]
+        return (cos, sin), (cos.transpose(0, 1, 3, 2), sin.transpose(0, 1, 3, 2))
 
 
 def ada_layer_norm(x: Value, time: Value, name: str, chunks: int) -> tuple[Value, list[Value]]:
@@ -100,7 +116,7 @@ def modulate(x: Value, name: str, shift: Value, scale: Value) -> Value:
     return normed * (scale + 1.0) + shift
 
 
-def attention(x: Value, tables: tuple[Rotary, Rotary], heads: int, softmax_casts: SoftmaxCasts) -> Value:
+def attention(x: Value, tables: tuple[Rotary, Rotary], turn: Turn, heads: int, softmax_casts: SoftmaxCasts) -> Value:
     batch, seq, hidden = x.shape
     head_size = hidden // heads
     qk_gain = math.sqrt(LOGITS_STD) * BAKED * head_size**-0.25
@@ -113,8 +129,8 @@ def attention(x: Value, tables: tuple[Rotary, Rotary], heads: int, softmax_casts
         k = k.transpose(0, 2, 3, 1)  # [B, N, H, S]
         v = v.transpose(0, 2, 1, 3)  # [B, N, S, H]
         q_table, k_table = tables
-        q = rotate(q, q_table, axis=3)
-        k = rotate(k, k_table, axis=2)
+        q = turn(q, q_table, 3)
+        k = turn(k, k_table, 2)
 
         logits = (q @ k).cast(np.float32) * UNBAKE  # [B, N, S, S]
         weights = logits.softmax()
@@ -132,6 +148,14 @@ def rotate(x: Value, table: Rotary, axis: int) -> Value:
     a, b = x.reshape(*before, size // 2, 2, *after).split(2, axis + 1)  # [..., H/2, 1, ...] each
     turned = x.tape.op("Concat", -b, a, shape=(*before, size // 2, 2, *after), axis=axis + 1)
     return x * cos + turned.reshape(*x.shape) * sin
+
+
+def rotate_halves(x: Value, table: Rotary, axis: int) -> Value:
+    """The same for the two halves of `axis`."""
+    cos, sin = table
+    a, b = x.split(2, axis)  # [..., H/2, ...] each
+    turned = x.tape.op("Concat", -b, a, shape=x.shape, axis=axis)
+    return x * cos + turned * sin
 
 
 def feed_forward(x: Value, mult: int) -> Value:

@@ -24,6 +24,9 @@ def layer_norm(x: Value, name: str, epsilon: float) -> Value:
 
 
 def gelu_tanh(x: Value) -> Value:
+    """One operator since opset 20, spelled out before."""
+    if x.tape.opset >= 20:
+        return x.tape.op("Gelu", x, approximate="tanh")
     with x.tape.scope("act"):
         inner = (x + x * x * x * 0.044715) * math.sqrt(2 / math.pi)
         return x * (x.tape.op("Tanh", inner) + 1.0) * 0.5

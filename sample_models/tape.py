@@ -99,11 +99,12 @@ class Value:
 class Tape:
     """One graph in the making; weights and Python numbers take its `dtype`."""
 
-    def __init__(self, dtype: DTypeLike, seed: int) -> None:
+    def __init__(self, dtype: DTypeLike, seed: int, opset: int = OPSET) -> None:
+        self.opset = opset
         self.dtype = np.dtype(dtype)
         self.model = helper.make_model(
             helper.make_graph([], "main_graph", [], []),
-            opset_imports=[helper.make_opsetid("", OPSET)],
+            opset_imports=[helper.make_opsetid("", opset)],
             ir_version=IR_VERSION,
             producer_name=PRODUCER,
         )

@@ -135,7 +135,8 @@ class TestF5Dit:
         assert Counter(node.op_type for node in model.graph.node)["Cast"] == 3 * casts
 
     def test_both_spellings_compute_the_same(self):
-        np.testing.assert_array_equal(run(load(ONE), f5_feeds(33)), run(load(TWO), f5_feeds(33)))
+        one, two = (run(load(sample), f5_feeds(33)) for sample in (ONE, TWO))
+        np.testing.assert_allclose(one, two, atol=8e-3)  # their GELUs round differently in fp16
 
     @pytest.mark.parametrize("layer", [0, 1])
     def test_logits_are_those_of_plain_attention_with_unscaled_weights(self, layer):
@@ -168,8 +169,8 @@ class TestF5Dit:
         model.graph.node.extend(rotary)
         cos, sin = run(model, f5_feeds(8192), "/rotary_embed/Slice_output_0", "/rotary_embed/Slice_1_output_0")
         angles = rope_angles(8192)
-        np.testing.assert_allclose(cos, np.cos(angles), atol=2e-3)
-        np.testing.assert_allclose(sin, np.sin(angles), atol=2e-3)
+        np.testing.assert_allclose(cos[0, 0], np.cos(angles), atol=2e-3)
+        np.testing.assert_allclose(sin[0, 0], np.sin(angles), atol=2e-3)
 
     def test_attention_matters_to_the_output(self):
         model = load(ONE)
