@@ -53,10 +53,7 @@ def is_causal(model: Model, condition: ir.Value) -> bool:
 
     Known: a constant triangle, or the upper left corner that Slices to one and the same length cut out of one.
     """
-    shape = model.shape(condition)
-    if shape is None or len(shape) < 2 or any(dim != 1 for dim in shape[:-2]):
-        return False
-    ends: dict[int, ir.Value | int] = {}
+    cuts: list[tuple[int, ir.Value]] = []
     value = condition
     while is_op(node := value.producer(), "Slice", "Cast"):
         assert node is not None
@@ -64,28 +61,28 @@ def is_causal(model: Model, condition: ir.Value) -> bool:
             cut = _corner(model, node)
             if cut is None:
                 return False
-            axis, end = cut
-            if axis in ends:
-                return False
-            ends[axis] = end
+            cuts.append(cut)
         source = node.inputs[0]
         if source is None:
             return False
         value = source
     triangle = model.constant(value, _TRIANGLE_ELEMENTS)
-    if triangle is None or triangle.ndim != len(shape):
+    if triangle is None or triangle.ndim < 2 or any(size != 1 for size in triangle.shape[:-2]):
         return False
-    if not np.array_equal(triangle.astype(bool), np.tri(*triangle.shape[-2:]).astype(bool).reshape(triangle.shape)):
+    # A single entry would be broadcast: it hides everything or nothing
+    if triangle.shape[-1] != triangle.shape[-2] or triangle.shape[-1] == 1:
         return False
-    rows, columns = ends.get(len(shape) - 2), ends.get(len(shape) - 1)
-    return same_number(
-        model,
-        triangle.shape[-2] if rows is None else rows,
-        triangle.shape[-1] if columns is None else columns,
-    )
+    if not np.array_equal(triangle.reshape(triangle.shape[-2:]).astype(bool), np.tri(*triangle.shape[-2:]) > 0):
+        return False
+    ends: dict[int, ir.Value | int] = {-2: triangle.shape[-2], -1: triangle.shape[-1]}
+    cut_axes = [axis - triangle.ndim if axis >= 0 else axis for axis, _ in cuts]
+    if any(axis not in ends for axis in cut_axes) or len(set(cut_axes)) != len(cut_axes):
+        return False
+    ends.update(zip(cut_axes, (end for _, end in cuts), strict=True))
+    return same_number(model, ends[-2], ends[-1]) and _number(model, ends[-1]) != 1
 
 
-def _corner(model: Model, node: ir.Node) -> tuple[int, ir.Value | int] | None:
+def _corner(model: Model, node: ir.Node) -> tuple[int, ir.Value] | None:
     """(axis, end) of a Slice that keeps the first `end` entries of one axis, or None."""
     if len(node.inputs) < 4 or any(value is None for value in node.inputs[:4]):
         return None
@@ -95,10 +92,8 @@ def _corner(model: Model, node: ir.Node) -> tuple[int, ir.Value | int] | None:
         return None
     if int(starts.flat[0]) != 0 or int(steps.flat[0]) != 1:
         return None
-    rank = len(model.shape(node.inputs[0]) or ()) if node.inputs[0] is not None else 0
     end = node.inputs[2]
-    assert end is not None
-    return int(axes.flat[0]) % max(rank, 1), end
+    return None if end is None else (int(axes.flat[0]), end)
 
 
 def same_number(model: Model, a: ir.Value | int, b: ir.Value | int) -> bool:
