@@ -16,7 +16,7 @@ from explorer.attention.block import BNSH, BSD
 from explorer.fusion.bias import build_bias
 from explorer.fusion.emit import cheapest_view, merged_size, relayout_cost
 from explorer.fusion.targets.target import Site, sizes_of
-from explorer.model import Model, TensorType
+from explorer.model import Dim, Model, TensorType
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _MIN_OPSET = 11  # Clip takes its bounds as inputs since then
@@ -50,8 +50,9 @@ class MultiHeadAttention:
             obstacle("softcap", "no soft cap on the logits", f"a cap of {block.softcap:g}")
         if model.opset < _MIN_OPSET:
             obstacle("opset", f"opset {_MIN_OPSET} or later", f"opset {model.opset}", "export with a newer opset")
+        keys = _length(model, block)
         for term in block.mask.terms:
-            if term.kind != "causal" and not _expressible(term.shape):
+            if term.kind != "causal" and not _expressible(term.shape, keys):
                 shape = "unknown" if not term.shape else str(list(term.shape))
                 obstacle("mask-shape", "a mask of up to 4 dimensions ending in [queries or 1, keys]", shape)
         return tuple(found)
@@ -66,7 +67,7 @@ class MultiHeadAttention:
         sizes = sizes_of(block, site.model)
         dtype = site.model.dtype(site.model.value(block.query.views[0].value))
         assert dtype is not None
-        kv_sizes = {**sizes, "S": _length(site)}
+        kv_sizes = {**sizes, "S": _length(site.model, block)}
         query_view = cheapest_view(block.query.views, BSD)
         key_view = cheapest_view(block.key.views, BNSH)
         value_view = cheapest_view(block.value.views, BNSH)
@@ -121,13 +122,14 @@ def _is_causal_attribute(block: Block) -> bool:
     return len(block.mask.terms) == 1 and block.mask.terms[0].kind == "causal"
 
 
-def _expressible(shape: tuple[int | str | None, ...]) -> bool:
-    return 2 <= len(shape) <= 4 and shape[-1] not in (1, None)
+def _expressible(shape: tuple[Dim, ...], keys: Dim) -> bool:
+    """True for a mask that names every key: the operator repeats rows for nobody, and columns neither."""
+    return 2 <= len(shape) <= 4 and (shape[-1] == keys or shape[-1] not in (1, None))
 
 
-def _length(site: Site) -> int | str | None:
+def _length(model: Model, block: Block) -> Dim:
     """How many keys there are: the S of the value."""
-    assert site.block.value is not None
-    view = site.block.value.views[0]
-    shape = site.model.shape(site.model.value(view.value))
+    assert block.value is not None
+    view = block.value.views[0]
+    shape = model.shape(model.value(view.value))
     return None if shape is None else shape[view.layout.index("S")]
