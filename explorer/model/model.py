@@ -78,6 +78,10 @@ class Model:
         """The value (tensor) called `name`; KeyError if there is none."""
         return self._index.by_value[name]
 
+    def has_value(self, name: str) -> bool:
+        """True if this model has a value called `name`."""
+        return name in self._index.by_value
+
     def type(self, value: ir.Value) -> TensorType | None:
         """Data type and shape of `value`, as stored in the file or inferred; None if unknown."""
         if value.name is not None and (known := self.types.get(value.name)) is not None:

@@ -23,8 +23,8 @@ def input_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """A concrete shape for every graph input.
 
-    `shapes` fixes some inputs; a symbol has one size everywhere. What stays open is 2 on the first axis, `length` elsewhere.
-    InputError if a given shape does not fit the model.
+    `shapes` fixes some inputs; a symbol has one size everywhere. What stays open is 2 on the first axis, `length`
+    elsewhere. InputError if a given shape does not fit the model.
     """
     shapes = dict(shapes or {})
     declared = {value.name or "": model.shape(value) or () for value in _inputs(model)}

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from explorer.attention import Block
-from explorer.errors import ModelError
+from explorer.attention import Block, recognise
+from explorer.errors import InputError, ModelError
 from explorer.model import Model, dtype_name
 from explorer.model.save import has_external_data, serialize
 from explorer.runtime import Worker, arrays
-from explorer.verify.inputs import Feeds
+from explorer.verify.inputs import Feeds, Shapes, load_inputs, seeded_inputs
 from explorer.verify.oracle import attention, to_bnsh
 from explorer.verify.verdict import Comparison, Errors, Verdict, allowed_error
 
@@ -71,6 +71,45 @@ def verify(
         shapes=tuple((name, array.shape) for name, array in feeds.items()),
         seed=seed,
         notes=tuple(_notes(run.device, blocks, output_verdicts)),
+    )
+
+
+def verify_models(
+    worker: Worker,
+    original: Model,
+    fused: Model,
+    *,
+    inputs: str | Path | None = None,
+    shapes: Shapes | None = None,
+    seed: int = 0,
+    provider: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> Verdict:
+    """Compare two files, whoever made the second of the first.
+
+    The blocks compared are those of the original whose Softmax is gone and whose inputs and output the other still has
+    by name. InputError if the two do not take the same inputs or give the same outputs.
+    """
+    for what in ("inputs", "outputs"):
+        before, after = ([value.name or "" for value in getattr(model.ir.graph, what)] for model in (original, fused))
+        if before != after:
+            raise InputError(
+                f"expected two models with the same {what}, found {', '.join(before)} and {', '.join(after)}: "
+                "compare a model with one that was made from it"
+            )
+    blocks = [block for block in recognise(original) if block.output is not None and not block.fused_as]
+    gone = [block for block in blocks if not fused.has_value(block.anchor_output)]
+    comparable = [block for block in gone if all(fused.has_value(name) for name in _values_of(block))]
+    feeds = seeded_inputs(original, shapes, seed) if inputs is None else load_inputs(original, inputs)
+    return verify(
+        worker,
+        original,
+        fused,
+        comparable,
+        feeds,
+        seed=seed if inputs is None else None,
+        provider=provider,
+        on_progress=on_progress,
     )
 
 
