@@ -47,6 +47,14 @@ def test_variants_take_turns_and_only_their_runs_are_timed():
     assert times == [pytest.approx([1, 2, 3]), pytest.approx([10, 20, 30])]
 
 
+def test_a_runner_settles_in_untimed_runs_of_its_own():
+    clock, log = FakeClock(), []
+    runners = [clock.runner("a", log, [9, 1, 9, 2]), clock.runner("b", log, [90, 10, 90, 20])]
+    times = measure.take_turns(runners, 2, settle=1, clock=clock)
+    assert log == ["a", "a", "b", "b"] * 2
+    assert times == [pytest.approx([1, 2]), pytest.approx([10, 20])]
+
+
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
