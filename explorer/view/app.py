@@ -1,0 +1,292 @@
+"""The explorer: a thin shell that connects a `Workspace` with the graph, the table and the panels.
+
+Everything shown is drawn from the workspace by `_refresh`; a handler changes the workspace or the selection and
+refreshes. Verification and measurement run beside the kernel and start by themselves after each change.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import ipywidgets as w
+
+from explorer.errors import ExplorerError, ModelError
+from explorer.fusion.plan import Plan
+from explorer.profile import Profile
+from explorer.view import panels
+from explorer.view.controls import Controls, profile_widget
+from explorer.view.figure import Selection
+from explorer.view.graph_panel import GraphPanel
+from explorer.view.jobs import Jobs, Listener, Post, Progress, Step, kernel_post
+from explorer.view.scene import Scene
+from explorer.view.shapes import parse_shapes
+from explorer.view.snapshot import block_rows, casts_left, scene_of, unavailable
+from explorer.view.table import table_rows
+from explorer.workspace import Workspace, open_workspace
+
+VERIFY, PROFILE = "Verification", "Measurement"
+
+
+class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
+    """See, fuse, verify, profile and export the attention of one ONNX model.
+
+    `Explorer("model.onnx")`, or `Explorer(workspace)` to look at a workspace that a script made. A model that cannot be
+    opened is answered with a sentence in the view, where another can be opened. `post` hands a function to the thread
+    that owns the widgets; the kernel's event loop does that by default.
+    """
+
+    def __init__(self, source: Workspace | Path | str | None = None, *, post: Post | None = None) -> None:
+        self._workspace: Workspace | None = None
+        self._selection = Selection()
+        self._scenes: dict[Plan, Scene] = {}
+        self._troubles: dict[str, str] = {}
+        self._plots: dict[Profile, w.Widget] = {}
+        self._controls = Controls()
+        self._graph = GraphPanel(self._picked)
+        self._jobs = Jobs(post or kernel_post(), Listener(self._show_progress, self._step_failed, self._ended))
+        super().__init__(self._controls.arrange(self._graph.widget), layout=w.Layout(width="100%"))
+        self.add_class("onnx-explorer")
+        self._connect()
+        if isinstance(source, (str, Path)):
+            self._controls.path.value = os.fspath(source)
+            self._do(self._open)
+        else:
+            self._use(source)
+
+    @property
+    def workspace(self) -> Workspace:
+        """The workspace in view; ModelError if no model is open."""
+        if self._workspace is None:
+            raise ModelError("expected an open model, found none: open one in the view or with ex.Explorer(path)")
+        return self._workspace
+
+    def select(self, block: str) -> None:
+        """Select a block by its id or label, as a click would."""
+        self._select(Selection(block=self.workspace.block(block).id))
+
+    def refresh(self) -> None:
+        """Follow what a script did to `workspace`."""
+        self._refresh()
+
+    def close(self) -> None:
+        """Stop what runs, then take the widget away."""
+        self._jobs.cancel()
+        super().close()
+
+    # What the hands do
+
+    def _connect(self) -> None:
+        c = self._controls
+        actions: dict[w.Button, Callable[[], None]] = {
+            c.open: self._open,
+            c.fuse: self._fuse,
+            c.fuse_all: lambda: self._change(lambda: self.workspace.fuse_all()),
+            c.undo: lambda: self._change(lambda: self.workspace.undo()),
+            c.redo: lambda: self._change(lambda: self.workspace.redo()),
+            c.verify: lambda: self._run(verify=True, profile=False),
+            c.profile: lambda: self._run(verify=False, profile=True),
+            c.cancel: self._cancel,
+            c.export_model: lambda: self._export(self.workspace.export, ".onnx"),
+            c.export_plan: lambda: self._export(self.workspace.export_plan, ".plan.json"),
+        }
+        for button, action in actions.items():
+            button.on_click(lambda _, action=action: self._do(action))
+        c.table.observe(lambda change: self._select(Selection(block=change["new"])), "selected")
+
+    def _do(self, action: Callable[[], None]) -> None:
+        """Run an action; what goes wrong is a sentence in the view, and the view stays as usable as it was."""
+        self._say("")
+        try:
+            action()
+        except ExplorerError as error:
+            self._say(str(error))
+
+    def _say(self, text: str, kind: str = "error") -> None:
+        message = self._controls.message
+        message.value = panels.message(text, kind)
+        message.layout.display = "block" if text else "none"
+
+    def _open(self) -> None:
+        try:
+            workspace = open_workspace(self._controls.path.value.strip())
+        except ExplorerError:
+            if self._workspace is None:
+                self._use(None)
+            raise
+        self._use(workspace)
+
+    def _use(self, workspace: Workspace | None) -> None:
+        self._jobs.cancel()
+        self._workspace = workspace
+        self._scenes.clear()
+        self._troubles.clear()
+        blocks = workspace.blocks if workspace else ()
+        self._selection = Selection(block=blocks[0].id if blocks else "")
+        if workspace is not None:
+            self._controls.path.value = os.fspath(workspace.source)
+            self._controls.export_path.value = f"{workspace.source.stem}_fused.onnx"
+            self._graph.open(self._scene(), self._selection)
+        self._refresh()
+
+    def _fuse(self) -> None:
+        block = self._selection.block
+        if self.workspace.plan.target(block):
+            self._change(lambda: self.workspace.unfuse(block))
+        else:
+            self._change(lambda: self.workspace.fuse(block))
+
+    def _change(self, action: Callable[[], object]) -> None:
+        """Change the plan, show its consequences at once, then check and measure them."""
+        report = action()
+        self._troubles.clear()
+        skipped = getattr(report, "skipped", ())
+        if skipped:
+            labels = {block.id: block.label for block in self.workspace.blocks}
+            reasons = "; ".join(f"{labels.get(block, block)}: {obstacle}" for block, obstacle in skipped)
+            self._say(f"Left as they are: {reasons}.")
+        self._graph.show(self._scene(), self._selection)
+        if self.workspace.plan.fusions:
+            self._run(verify=self.workspace.verdict is None, profile=self.workspace.last_profile is None)
+        else:
+            self._jobs.cancel()
+            self._refresh()
+
+    def _run(self, *, verify: bool, profile: bool) -> None:
+        workspace, c = self.workspace, self._controls
+        shapes, provider, runs = parse_shapes(c.shapes.value), c.provider.value, c.runs.value
+
+        def checking(on_progress: Progress, cancel: threading.Event) -> object:
+            return workspace.verify(shapes=shapes, provider=provider, on_progress=on_progress, cancel=cancel)
+
+        def measuring(on_progress: Progress, cancel: threading.Event) -> object:
+            return workspace.profile(
+                shapes=shapes, runs=runs, provider=provider, on_progress=on_progress, cancel=cancel
+            )
+
+        steps = [Step(VERIFY, checking, self._refresh)] if verify else []
+        steps += [Step(PROFILE, measuring, self._refresh)] if profile else []
+        for step in steps:
+            self._troubles.pop(step.name, None)
+        self._jobs.start(steps)
+        self._show_progress(0.0, "Starting" if steps else "")
+        self._refresh()
+
+    def _cancel(self) -> None:
+        self._jobs.cancel()
+        self._controls.cancel.disabled = True
+        self._controls.doing.value = "Stopping"
+
+    def _export(self, write: Callable[..., Path], suffix: str) -> None:
+        name = self._controls.export_path.value.strip()
+        path = Path(name.removesuffix(".onnx") + suffix) if name else Path()
+        written = write(path, overwrite=self._controls.replace.value)
+        size = f"{written.stat().st_size / 1e6:.2f} MB"
+        self._say(f"Wrote {written} ({size}).", "done")
+
+    def _picked(self, item: str) -> None:
+        """Something in the graph was clicked: a block's label, a node of a block, another node, or a port."""
+        kind, _, name = item.partition(":")
+        scene = self._scene()
+        if kind == "block":
+            self._select(Selection(block=name), reveal=False)
+        elif kind == "node":
+            region = scene.region_of(name)
+            self._select(Selection(block=region.id) if region else Selection(node=name), reveal=False)
+        elif kind == "port" and (source := scene.source_of(item)):
+            self._select(Selection(node=source))
+
+    def _select(self, selection: Selection, *, reveal: bool = True) -> None:
+        if selection == self._selection or self._workspace is None:
+            return
+        if selection == Selection() and self._selection.node:
+            return  # the table says "no block" because a node without one was selected
+        self._selection = selection
+        self._graph.select(selection, reveal=reveal)
+        self._refresh()
+
+    # What the view shows
+
+    def _scene(self) -> Scene:
+        plan = self.workspace.plan
+        if plan not in self._scenes:
+            self._scenes[plan] = scene_of(self.workspace)
+        return self._scenes[plan]
+
+    def _refresh(self) -> None:
+        """Draw everything but the graph from the workspace; what did not change is not sent."""
+        c, workspace = self._controls, self._workspace
+        reasons = unavailable(workspace, self._selection.block)
+        buttons = {
+            "Fuse": c.fuse, "Fuse all": c.fuse_all, "Undo": c.undo, "Redo": c.redo, "Verify": c.verify,
+            "Profile": c.profile, "Export model": c.export_model, "Export plan": c.export_plan,
+        }  # fmt: skip
+        for name, button in buttons.items():
+            button.disabled, button.tooltip = name in reasons, reasons.get(name, name)
+        c.hint.value = panels.unavailable({name: reasons[name] for name in ("Fuse", "Fuse all") if name in reasons})
+        self._refresh_work()
+        if workspace is None:
+            c.about.value = c.details.value = c.counts.value = c.numbers.value = c.measured.value = ""
+            c.table.rows = []
+            self._refresh_plot(None)
+            return
+        scene = self._scene()
+        labels = {block.id: block.label for block in workspace.blocks}
+        fused = self._selection.block in workspace.plan.blocks
+        c.fuse.description = f"{'Unfuse' if fused else 'Fuse'} {labels.get(self._selection.block, '')}".strip()
+        c.about.value = panels.about(workspace.source.name, scene.info, len(workspace.blocks), workspace.notes)
+        c.counts.value = panels.counts(workspace.ops_before, workspace.ops_after)
+        c.table.rows = table_rows(block_rows(workspace, casts_left(scene)))
+        c.table.selected = self._selection.block
+        c.details.value = self._details(workspace, scene)
+        nothing = "" if workspace.plan.fusions else "Nothing is fused yet: fuse a block, and it is checked at once."
+        c.numbers.value = self._result(VERIFY, panels.verdict(workspace.verdict, labels, nothing))
+        nothing = (
+            "" if workspace.plan.fusions else "Fuse a block to compare, or press Profile to measure the model as it is."
+        )
+        c.measured.value = self._result(PROFILE, panels.profile(workspace.last_profile, nothing))
+        self._refresh_plot(workspace.last_profile)
+
+    def _details(self, workspace: Workspace, scene: Scene) -> str:
+        block = next((item for item in workspace.blocks if item.id == self._selection.block), None)
+        if block is not None:
+            offers = [(choice.target, choice.words, choice.obstacles) for choice in workspace.choices(block.id)]
+            return panels.block(block, workspace.status(block.id), offers, workspace.obstacles(block.id))
+        node = scene.node(self._selection.node)
+        if node is not None:
+            return panels.node(node, scene.info)
+        return panels.nothing_selected(bool(workspace.blocks))
+
+    def _refresh_plot(self, profile: Profile | None) -> None:
+        # A plot of its own for each profile: nothing to update, and undo shows the one that was there before.
+        if profile is not None and profile not in self._plots:
+            self._plots[profile] = profile_widget(profile)
+        shown = () if profile is None else (self._plots[profile],)
+        if self._controls.plot.children != shown:
+            self._controls.plot.children = shown
+
+    def _result(self, name: str, shown: str) -> str:
+        trouble = self._troubles.get(name)
+        return panels.message(trouble) + shown if trouble else shown
+
+    # What the work beside the kernel says
+
+    def _refresh_work(self) -> None:
+        c, running = self._controls, self._jobs.running
+        c.cancel.disabled = not running
+        c.cancel.tooltip = "Stop the running work" if running else "Nothing runs"
+        c.progress.layout.visibility = "visible" if running else "hidden"
+
+    def _show_progress(self, fraction: float, text: str) -> None:
+        self._controls.progress.value = fraction
+        self._controls.doing.value = panels.plain(text)
+
+    def _step_failed(self, name: str, error: ExplorerError) -> None:
+        self._troubles[name] = str(error)
+        self._refresh()
+
+    def _ended(self, cancelled: bool) -> None:
+        self._show_progress(0.0, "Cancelled" if cancelled else "")
+        self._refresh()

@@ -1,0 +1,265 @@
+"""A small model with attention blocks, and a stand-in for `Workspace` that fuses it without ONNX Runtime."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper
+
+from explorer.attention.block import Block, Mask, Obstacle, Operand, RegionNode, Step, View
+from explorer.errors import BlockError, Cancelled, ExportError
+from explorer.fusion.plan import Plan
+from explorer.model.describe import GraphInfo, describe
+from explorer.model.model import Model
+from explorer.model.types import infer_types
+from explorer.profile import KernelDispatch, Latency, OpTime, Profile, Ratio, Variant
+from explorer.verify.verdict import Comparison, Errors, Verdict
+
+HOSTILE = '<img src=x onerror="window.hacked=1"><b>$x$</b>\u202e'
+
+
+def proto(blocks: int = 2, fused: frozenset[int] = frozenset(), name: str = "n") -> onnx.ModelProto:
+    """`blocks` attention blocks in a row, in the spelling of the sample model, those in `fused` as one operator."""
+    nodes: list[onnx.NodeProto] = []
+
+    def node(op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(op, inputs, [output], name=f"{output}:{op}", **attributes))
+        return output
+
+    hidden = "x"
+    for index in range(blocks):
+        at = f"{name}{index}"
+        q, k, v = (node("MatMul", [hidden, f"w{letter}"], f"{at}_{letter}") for letter in "qkv")
+        if index in fused:
+            nodes.append(
+                helper.make_node(
+                    "MultiHeadAttention",
+                    [q, k, v],
+                    [f"{at}_out"],
+                    domain="com.microsoft",
+                    name=f"{at}_mha",
+                    num_heads=2,
+                )
+            )
+            out = f"{at}_out"
+        else:
+            up = node("Cast", [node("MatMul", [q, k], f"{at}_qk")], f"{at}_up", to=TensorProto.FLOAT)
+            soft = node("Softmax", [node("Mul", [up, "hundred"], f"{at}_scaled")], f"{at}_soft", axis=-1)
+            out = node("MatMul", [node("Cast", [soft], f"{at}_down", to=TensorProto.FLOAT16), v], f"{at}_out")
+        hidden = node("Add", [hidden, out], f"{at}_sum")
+    half = TensorProto.FLOAT16
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("x", half, [2, "S", 8, 8])],
+        [helper.make_tensor_value_info(hidden, half, None)],
+        [
+            *(helper.make_tensor(f"w{letter}", half, [8, 8], [0.0] * 64) for letter in "qkv"),
+            helper.make_tensor("hundred", TensorProto.FLOAT, [], [100.0]),
+        ],
+    )
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=imports)
+
+
+def model(proto: onnx.ModelProto) -> Model:
+    """A Model of a proto, as loading a file would make it."""
+    return Model(ir.from_proto(proto), path=Path("tiny.onnx"), digest="0", types=infer_types(proto)[0])
+
+
+def graph_info(blocks: int = 2, fused: frozenset[int] = frozenset(), name: str = "n") -> GraphInfo:
+    """The graph of the small model."""
+    return describe(model(proto(blocks, fused, name)))
+
+
+REGION = (("qk", "MatMul", "qk"), ("up", "Cast", "cast"), ("scaled", "Mul", "scale"), ("soft", "Softmax", "softmax"),
+          ("down", "Cast", "cast"), ("out", "MatMul", "pv"))  # fmt: skip
+
+
+def block(index: int, name: str = "n", **changes: Any) -> Block:
+    """The Block that recognition would find."""
+    at = f"{name}{index}"
+    key = View(f"{at}_k", ("B", "N", "H", "S"))
+    values: dict[str, Any] = {
+        "label": f"attn{index}",
+        "anchor": f"{at}_soft:Softmax",
+        "anchor_output": f"{at}_soft",
+        "region": tuple(RegionNode(f"{at}_{part}:{op}", op, role) for part, op, role in REGION),
+        "query": Operand((View(f"{at}_q", ("B", "N", "S", "H")),), ("rope",)),
+        "key": Operand((key,), ("rope",)),
+        "value": Operand((View(f"{at}_v", ("B", "N", "S", "H")),)),
+        "num_heads": 2,
+        "kv_num_heads": 2,
+        "head_size": 64,
+        "v_head_size": 64,
+        "scale": 100.0,
+        "mask": Mask(),
+        "dtype": "float16",
+        "softmax_dtype": "float32",
+        "evidence": (Step("the logits are cast to float32 and scaled by 100", (f"{at}_up:Cast",)),),
+        "ort_reason": "ONNX Runtime expects no Mul after the Cast.",
+    }
+    return Block(**{**values, **changes})
+
+
+def verdict(passed: bool = True, block_id: str = "", name: str = "n1_sum") -> Verdict:
+    """A verdict about one block and one output."""
+    fused = Errors(1e-3, 1e-3 if passed else 0.5, 0)
+    compare = Comparison(name, "", "float16", (2, 4, 8, 8), Errors(2e-3, 2e-3, 0), fused, 8e-3)
+    per_block = Comparison("n0_out", block_id, "float16", (2, 4, 8, 8), Errors(2e-3, 2e-3, 0), fused, 8e-3)
+    return Verdict(
+        (per_block,), (compare,), "numpy in fp64", "cpu", (("x", (2, 4, 8, 8)),), 0, ("fp16 numerics not shown",)
+    )
+
+
+def profile(**changes: Any) -> Profile:
+    """A profile of both models on the CPU."""
+    exported, after_fusion = (("MatMul", 10), ("Cast", 4)), (("MatMul", 6), ("MultiHeadAttention", 2))
+    note = "Host time of ORT's profile."
+    before = Variant(
+        "original", Latency((4.0, 4.2, 4.1, 5.0)), 0.1, 9.0, "ENABLE_ALL", exported, exported,
+        (OpTime("MatMul", 900.0, 10), OpTime("Cast", 500.0, 4)), note, (), (),
+    )  # fmt: skip
+    after = Variant(
+        "fused", Latency((2.0, 2.2, 2.1, 2.5)), 0.1, 9.0, "ENABLE_ALL", after_fusion, after_fusion,
+        (OpTime("MatMul", 500.0, 6), OpTime("MultiHeadAttention", 300.0, 2)), note,
+        (KernelDispatch("mha", "MultiHeadAttention", "MATH", "fp16"),), (),
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "provider": "cpu", "provider_note": "Ran on the CPU: no CUDA device was found.", "environment": (),
+        "shapes": (("x", (2, 4, 8, 8)),), "runs": 4, "warmup": 1, "seed": 0, "variants": (before, after),
+        "ratio": Ratio(1.95, 1.8, 2.1), "notes": ("A CPU run shows structure, not fp16 numerics.",),
+    }  # fmt: skip
+    return Profile(**{**values, **changes})
+
+
+@dataclass
+class FakeWorkspace:
+    """Two blocks (or more) that fuse by name; results are canned; the last block may be blocked."""
+
+    count: int = 2
+    name: str = "n"
+    blocked: frozenset[int] = frozenset()
+    source: Path = Path("tiny.onnx")
+    notes: tuple[str, ...] = ()
+    log: list[str] = field(default_factory=list)
+    gate: threading.Event | None = None
+    failure: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.blocks = tuple(block(index, self.name) for index in range(self.count))
+        self._plans, self.cursor = [Plan("0")], 0
+        self._results: dict[tuple[str, Plan], Any] = {}
+
+    @property
+    def plan(self) -> Plan:
+        return self._plans[self.cursor]
+
+    @property
+    def can_undo(self) -> bool:
+        return self.cursor > 0
+
+    @property
+    def can_redo(self) -> bool:
+        return self.cursor < len(self._plans) - 1
+
+    @property
+    def verdict(self) -> Verdict | None:
+        return self._results.get(("verdict", self.plan))
+
+    @property
+    def last_profile(self) -> Profile | None:
+        return self._results.get(("profile", self.plan))
+
+    @property
+    def current(self) -> Model:
+        fused = frozenset(index for index, item in enumerate(self.blocks) if item.id in self.plan.blocks)
+        return model(proto(self.count, fused, self.name))
+
+    @property
+    def ops_before(self) -> dict[str, int]:
+        return model(proto(self.count, name=self.name)).op_counts()
+
+    @property
+    def ops_after(self) -> dict[str, int]:
+        return dict(Counter(node.op_type for node in self.current.nodes))
+
+    def _index(self, block_id: str) -> int:
+        return next(index for index, item in enumerate(self.blocks) if item.id == block_id)
+
+    def status(self, block_id: str) -> str:
+        if block_id in self.plan.blocks:
+            return "fused"
+        return "blocked" if self._index(block_id) in self.blocked else "fusable"
+
+    def obstacles(self, block_id: str) -> tuple[Obstacle, ...]:
+        blocked = self._index(block_id) in self.blocked
+        return (Obstacle("rank", "somewhere", "a rank of 4", "a rank of 5", "reshape it"),) if blocked else ()
+
+    def choices(self, block_id: str) -> tuple[Any, ...]:
+        return ()
+
+    def nodes_of(self, block_id: str) -> tuple[str, ...]:
+        index = self._index(block_id)
+        return (f"{self.name}{index}_mha",) if block_id in self.plan.blocks else self.blocks[index].nodes
+
+    def _do(self, plan: Plan) -> None:
+        self._plans[self.cursor + 1 :] = [plan]
+        self.cursor += 1
+
+    def fuse(self, *ids: str, target: str = "auto") -> Any:
+        plan = self.plan
+        for block_id in ids:
+            plan = plan.with_fusion(block_id, "mha")
+        self._do(plan)
+
+    def fuse_all(self, target: str = "auto") -> Any:
+        self.fuse(*(item.id for item in self.blocks if self.status(item.id) == "fusable"))
+
+    def unfuse(self, *ids: str) -> Any:
+        self._do(self.plan.without(ids[0]))
+
+    def undo(self) -> None:
+        self.cursor -= 1
+
+    def redo(self) -> None:
+        self.cursor += 1
+
+    def _work(self, what: str, result: Any, on_progress: Any, cancel: threading.Event | None) -> Any:
+        plan = self.plan
+        self.log.append(what)
+        on_progress(0.5, f"{what} of {HOSTILE}")
+        if self.gate is not None:
+            while not self.gate.wait(0.01):
+                if cancel is not None and cancel.is_set():
+                    raise Cancelled(f"{what} was cancelled")
+        if self.failure is not None:
+            raise self.failure
+        self._results[what, plan] = result
+        return result
+
+    def verify(self, *, on_progress: Any, cancel: Any, **settings: Any) -> Verdict:
+        return self._work("verdict", verdict(block_id=self.blocks[0].id), on_progress, cancel)
+
+    def profile(self, *, on_progress: Any, cancel: Any, **settings: Any) -> Profile:
+        return self._work("profile", profile(), on_progress, cancel)
+
+    def export(self, path: Path, overwrite: bool = False) -> Path:
+        if path.exists() and not overwrite:
+            raise ExportError(f"expected a new file, found {path}: tick Replace existing file")
+        path.write_bytes(self.current.path.name.encode())
+        return path
+
+    export_plan = export
+
+    def block(self, name: str) -> Block:
+        found = next((item for item in self.blocks if name in (item.id, item.label)), None)
+        if found is None:
+            raise BlockError(f"expected a block, found {name!r}")
+        return found
