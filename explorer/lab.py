@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,8 @@ def start(folder: Path, model: Path | None) -> int:
     folder = folder.resolve()
     notebook = prepare(folder, model)
     command = [sys.executable, "-m", "jupyterlab", str(notebook.relative_to(folder)), f"--ServerApp.root_dir={folder}"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # a container's only user; Jupyter refuses it unless told
     return subprocess.run(command, check=False, cwd=folder).returncode
 
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PATHS = ["explorer", "tests", "sample_models"]
+PATHS = ["explorer", "tests", "sample_models", "benchmarks"]
 
 
 def main(arguments: list[str]) -> int:

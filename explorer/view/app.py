@@ -23,7 +23,7 @@ from explorer.view.graph_panel import GraphPanel
 from explorer.view.jobs import Jobs, Listener, Post, Progress, Step, kernel_post
 from explorer.view.scene import Scene
 from explorer.view.shapes import parse_shapes
-from explorer.view.snapshot import block_rows, casts_left, scene_of, unavailable
+from explorer.view.snapshot import block_rows, casts_left, scene_of, short_path, unavailable
 from explorer.view.table import table_rows
 from explorer.workspace import Workspace, open_workspace
 
@@ -126,7 +126,7 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         blocks = workspace.blocks if workspace else ()
         self._selection = Selection(block=blocks[0].id if blocks else "")
         if workspace is not None:
-            self._controls.path.value = os.fspath(workspace.source)
+            self._controls.path.value = short_path(workspace.source)
             self._controls.export_path.value = f"{workspace.source.stem}_fused.onnx"
             self._graph.open(self._scene(), self._selection)
         self._refresh()

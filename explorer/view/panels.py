@@ -43,6 +43,7 @@ def nothing_selected(any_blocks: bool) -> str:
 def message(text: str, kind: str = "error") -> str:
     """A sentence to notice: `kind` is "error" (read out at once) or "done"."""
     role = "alert" if kind == "error" else "status"
+    text = text[:1].upper() + text[1:]
     return f'<div class="explorer-message explorer-{kind}" role="{role}">{as_html(text)}</div>' if text else ""
 
 

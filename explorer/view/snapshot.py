@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from explorer.attention.block import Block
 from explorer.model.describe import describe
 from explorer.view import theme, words
@@ -67,3 +70,11 @@ def _not_fusable(workspace: Workspace, selected: str) -> str:
     if status == "fused" and not workspace.plan.target(block.id):
         return f"{block.label} was fused when the model was opened."
     return ""
+
+
+def short_path(path: Path) -> str:
+    """The path as one would type it here: relative to the working folder where that is shorter."""
+    try:
+        return min(os.fspath(path), os.path.relpath(path), key=len)
+    except ValueError:  # on another drive
+        return os.fspath(path)
