@@ -24,6 +24,8 @@ def peel_operand(notes: Notes, name: str, value: ir.Value, layout: Layout, sizes
         if passes_through(node) and node.inputs[0] is not None:
             value = node.inputs[0]
         elif (scaled := scaled_input(model, node)) is not None:
+            if len(model.shape(scaled[0]) or ()) != len(layout):
+                break  # a factor of higher rank adds axes
             value, factor = scaled
             scale *= factor
             notes.take(node, "scale")

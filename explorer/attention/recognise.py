@@ -168,7 +168,7 @@ def _check_sizes(notes: Notes, product: ir.Node, q: tuple[Dim, ...], k: tuple[Di
         )
     for axis, what in ((0, "batch size"), (1, "number of heads")):
         found = {shape[axis] for shape in (q, k, v)}
-        if len(found) == 1:
+        if len(found) == 1 and None not in found:
             continue
         words = f"Q {_words(q)}, Kᵀ {_words(k)}, V {_words(v)}"
         if all(isinstance(dim, int) for dim in found):

@@ -92,7 +92,13 @@ class Worker:
         return reply.value
 
     def close(self) -> None:
-        """Stop the process, if one is running, and delete its files. A later call starts a fresh one."""
+        """Stop the process, if one is running, and delete its files. A later call starts a fresh one.
+
+        A call that is under way in another thread ends with WorkerDied.
+        """
+        process = self._process
+        if process is not None:
+            process.popen.kill()  # before the lock, which that call holds
         with self._lock:
             self._stop()
 

@@ -50,11 +50,12 @@ class MultiHeadAttention:
             obstacle("softcap", "no soft cap on the logits", f"a cap of {block.softcap:g}")
         if model.opset < _MIN_OPSET:
             obstacle("opset", f"opset {_MIN_OPSET} or later", f"opset {model.opset}", "export with a newer opset")
-        keys = _length(model, block)
+        sizes = sizes_of(block, model)
+        logits = (sizes["B"], sizes["N"], sizes["S"], _length(model, block))
         for term in block.mask.terms:
-            if term.kind != "causal" and not _expressible(term.shape, keys):
+            if term.kind != "causal" and not _expressible(term.shape, logits):
                 shape = "unknown" if not term.shape else str(list(term.shape))
-                obstacle("mask-shape", "a mask of up to 4 dimensions ending in [queries or 1, keys]", shape)
+                obstacle("mask-shape", "a mask of shape [1 or batch, 1 or heads, 1 or queries, keys]", shape)
         return tuple(found)
 
     def build(self, site: Site) -> ir.Value:
@@ -122,9 +123,12 @@ def _is_causal_attribute(block: Block) -> bool:
     return len(block.mask.terms) == 1 and block.mask.terms[0].kind == "causal"
 
 
-def _expressible(shape: tuple[Dim, ...], keys: Dim) -> bool:
-    """True for a mask that names every key: the operator repeats rows for nobody, and columns neither."""
-    return 2 <= len(shape) <= 4 and (shape[-1] == keys or shape[-1] not in (1, None))
+def _expressible(shape: tuple[Dim, ...], logits: tuple[Dim, ...]) -> bool:
+    """True for a mask that names every key and is no larger than the logits: nothing else may be broadcast."""
+    if not 2 <= len(shape) <= 4 or (shape[-1] in (1, None) and shape[-1] != logits[-1]):
+        return False
+    pairs = zip(reversed(shape), reversed(logits), strict=False)
+    return all(not (isinstance(size, int) and isinstance(whole, int)) or size in (1, whole) for size, whole in pairs)
 
 
 def _length(model: Model, block: Block) -> Dim:
