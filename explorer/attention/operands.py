@@ -19,7 +19,7 @@ def peel_operand(notes: Notes, name: str, value: ir.Value, layout: Layout, sizes
     scale = 1.0
     for _ in range(_MAX_NODES):
         node = value.producer()
-        if node is None:
+        if node is None or model.key(node) in notes.claimed:
             break
         if passes_through(node) and node.inputs[0] is not None:
             value = node.inputs[0]

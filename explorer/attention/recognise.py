@@ -26,17 +26,20 @@ from explorer.model import Dim, Model, dtype_name
 def recognise(model: Model) -> tuple[Block, ...]:
     """All attention blocks of `model` in graph order; each Softmax or fused operator gives at most one."""
     blocks: list[Block] = []
+    claimed: frozenset[str] = frozenset()
     for node in model.nodes:
         label = f"attn{len(blocks)}"
         if is_fused(node):
             blocks.append(fused_block(model, node, label))
-        elif is_op(node, "Softmax") and (block := _block(model, node, label)) is not None:
+        elif is_op(node, "Softmax") and (block := _block(Notes(model, claimed), node, label)) is not None:
             blocks.append(block)
+            # What prepares Q, K and V may be shared between blocks; the rest of a region is its own
+            claimed |= {part.name for part in block.region if part.role not in ("layout", "scale")}
     return tuple(blocks)
 
 
-def _block(model: Model, softmax: ir.Node, label: str) -> Block | None:
-    notes = Notes(model)
+def _block(notes: Notes, softmax: ir.Node, label: str) -> Block | None:
+    model = notes.model
     logits = peel_logits(notes, softmax)
     if logits.product is None:
         return None

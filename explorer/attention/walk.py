@@ -74,6 +74,8 @@ class Notes:
     """What the walk over one block has found so far: region, evidence, obstacles."""
 
     model: Model
+    claimed: frozenset[str] = frozenset()
+    """Keys of nodes that are the inside or the end of a block further up: no walk enters them."""
     region: dict[str, RegionNode] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
