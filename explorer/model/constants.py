@@ -17,6 +17,8 @@ from explorer.model.types import TensorType
 
 # Sub-graphs that fold are short; a longer chain is not a constant that an exporter wrote down.
 _MAX_DEPTH = 64
+# What is folded on the way; weights never are.
+_MAX_ELEMENTS = 1 << 16
 _ONNX_DOMAINS = ("", "ai.onnx")
 
 Arrays = Sequence[np.ndarray | None]
@@ -24,7 +26,7 @@ _Fold = Callable[[ir.Node, Arrays], "np.ndarray | None"]
 
 
 class Folder:
-    """Folds values of one model; results are remembered."""
+    """Folds values of one model; results are remembered, and read-only."""
 
     def __init__(self, type_of: Callable[[ir.Value], TensorType | None]) -> None:
         self._type_of = type_of
@@ -32,35 +34,41 @@ class Folder:
 
     def array(self, value: ir.Value, max_elements: int) -> np.ndarray | None:
         """The constant array of `value`, or None if it is not constant, not fully known, or too large."""
-        array = self._fold(value, max_elements, _MAX_DEPTH)
-        if array is None or array.dtype != object:
+        if (tensor := _tensor(value)) is not None:
+            return _read_only(tensor.numpy()) if tensor.size <= max_elements else None
+        array = self._fold(value, _MAX_DEPTH)
+        if array is None or array.size > max_elements:
+            return None
+        if array.dtype != object:
             return array
         if all(isinstance(item, int) for item in array.flat):
-            return array.astype(np.int64)
+            return _read_only(array.astype(np.int64))
         return None
 
     def partial(self, value: ir.Value) -> np.ndarray | None:
         """Like `array`, for a small value some of whose elements may be symbols or None."""
-        return self._fold(value, 64, _MAX_DEPTH)
+        return self._fold(value, _MAX_DEPTH)
 
-    def _fold(self, value: ir.Value, limit: int, depth: int) -> np.ndarray | None:
+    def _fold(self, value: ir.Value, depth: int) -> np.ndarray | None:
         if (tensor := _tensor(value)) is not None:
-            return tensor.numpy() if tensor.size <= limit else None
+            return _read_only(tensor.numpy()) if tensor.size <= _MAX_ELEMENTS else None
         node = value.producer()
         if node is None or depth == 0 or node.domain not in _ONNX_DOMAINS or node.outputs[0] is not value:
             return None
         if id(value) not in self._known:
-            self._known[id(value)] = self._compute(node, limit, depth)
-        array = self._known[id(value)]
-        return array if array is None or array.size <= limit else None
+            array = self._compute(node, depth)
+            if array is None and depth < _MAX_DEPTH:
+                return None  # asked from further down, it may only have been too far away
+            self._known[id(value)] = None if array is None else _read_only(array)
+        return self._known[id(value)]
 
-    def _compute(self, node: ir.Node, limit: int, depth: int) -> np.ndarray | None:
+    def _compute(self, node: ir.Node, depth: int) -> np.ndarray | None:
         if node.op_type == "Shape":
             return self._shape(node)
         fold = _FOLDS.get(node.op_type)
         if fold is None:
             return None
-        inputs = [None if item is None else self._fold(item, limit, depth - 1) for item in node.inputs]
+        inputs = [None if item is None else self._fold(item, depth - 1) for item in node.inputs]
         if any(array is None and item is not None for array, item in zip(inputs, node.inputs, strict=True)):
             return None
         try:
@@ -160,7 +168,7 @@ def _constant_of_shape(node: ir.Node, inputs: Arrays) -> np.ndarray:
     (shape,) = _given(inputs)
     fill = attribute(node, "value", None)
     value = np.zeros(1, np.float32) if fill is None else fill.numpy()
-    if np.prod([int(d) for d in shape]) > 1 << 16:
+    if np.prod([int(d) for d in shape]) > _MAX_ELEMENTS:
         raise ValueError("too large to fold")
     return np.full([int(d) for d in shape], value.reshape(-1)[0], dtype=value.dtype)
 
@@ -179,9 +187,19 @@ def _elementwise(function: Callable[..., Any]) -> _Fold:
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    if np.issubdtype(a.dtype, np.integer):
-        return np.asarray(np.trunc(a / b))
-    return np.asarray(a / b)
+    if not np.issubdtype(a.dtype, np.integer):
+        return np.asarray(a / b)
+    if not np.all(b):
+        raise ValueError("division by zero")
+    # ONNX rounds towards zero, // towards minus infinity
+    quotient = a // b
+    return np.asarray(quotient + ((quotient < 0) & (quotient * b != a)))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 _FOLDS: dict[str, _Fold] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from explorer.model.model import Model
@@ -80,7 +81,9 @@ def describe(model: Model) -> GraphInfo:
         sources = [value.name or "" for value in node.inputs if value is not None]
         constant = node.op_type in ("Shape", "Size") or all(name in fixed for name in sources)
         constant = constant and not node.op_type.startswith(("Random", "Multinomial", "Bernoulli"))
-        for value in node.outputs:
+        bodies = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        constant = constant and not bodies  # a body reads what it likes
+        for value in (output for output in node.outputs if output.name):
             add(value, "node")
             if constant:
                 fixed.add(value.name or "")
@@ -114,6 +117,11 @@ def attribute_text(attribute: ir.Attr) -> str:
         text = f"{dtype_name(value.dtype)}[{dims}]"
         return f"{text} = {value.numpy().tolist()}" if value.size <= _SHOWN_ELEMENTS else text
     if isinstance(value, (tuple, list)):
-        shown = ", ".join(str(item) for item in value[:_SHOWN_ELEMENTS])
+        shown = ", ".join(_number(item) for item in value[:_SHOWN_ELEMENTS])
         return f"[{shown}{', …' if len(value) > _SHOWN_ELEMENTS else ''}]"
-    return str(value)
+    return _number(value)
+
+
+def _number(value: object) -> str:
+    """A float as its author wrote it: attributes are stored in float32."""
+    return str(np.float32(value)) if isinstance(value, float) else str(value)

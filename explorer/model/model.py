@@ -129,9 +129,11 @@ def _index(model: ir.Model) -> _Index:
         for value in (*graph.inputs, *graph.initializers.values()):
             by_value.setdefault(value.name or "", value)
     for node in nodes:
-        key = node.name if node.name and taken[node.name] == 1 else _made_up_key(node)
-        while key in by_key:
-            key += "'"
+        key = node.name if node.name and taken[node.name] == 1 else ""
+        if not key:
+            key = _made_up_key(node)
+            while key in by_key or key in taken:
+                key += "'"
         key_of[id(node)] = key
         by_key[key] = node
         for value in node.outputs:

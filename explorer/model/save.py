@@ -48,6 +48,19 @@ def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
                 yield value.const_value
 
 
+def external_files(model: ir.Model) -> set[Path]:
+    """The files beside the model that hold its weights."""
+    return {Path(tensor.base_dir, tensor.location) for tensor in _external(model)}
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """True if both paths name one existing file, whatever links lead there."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
 def save(model: ir.Model, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write `model` to `path` in one step and return the path.
 
@@ -61,18 +74,19 @@ def save(model: ir.Model, path: str | Path, *, overwrite: bool = False) -> Path:
                 f"expected to write beside the model's external data in {tensor.base_dir}, found {path.parent}: "
                 f"choose a file in that folder, so that {tensor.location!r} is found when the model is loaded"
             )
+    if any(same_file(path, file) for file in external_files(model)):
+        raise ExportError(
+            f"expected another file than {path}, which holds the model's own weights: choose another name"
+        )
     return write_atomically(serialize(model), path, overwrite=overwrite)
 
 
 def write_atomically(data: bytes, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write `data` to `path` so that nobody ever sees half a file; ExportError in words if that cannot be."""
     path = Path(path)
-    if path.is_dir():
-        raise ExportError(f"expected a file name, found the folder {path}: add a name")
-    if path.exists() and not overwrite:
-        raise ExportError(f"expected a new file, found that {path} exists: choose another name or ask to replace it")
+    check_writable(path, overwrite=overwrite)
     try:
-        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=".explorer.", suffix=".part")
     except OSError as error:
         raise ExportError(f"expected a writable folder {path.parent}, found: {error.strerror or error}") from None
     try:
@@ -90,6 +104,21 @@ def write_atomically(data: bytes, path: str | Path, *, overwrite: bool = False) 
     finally:
         Path(scratch).unlink(missing_ok=True)
     return path
+
+
+def check_writable(path: Path, *, overwrite: bool) -> None:
+    """ExportError if `path` is a folder, no possible name, or an existing file that is not to be replaced."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(f"expected a file name that can be written, found {str(path)!r}: {reason}") from None
+    if path.is_dir():
+        raise ExportError(f"expected a file name, found the folder {path}: add a name")
+    if not overwrite:
+        raise ExportError(f"expected a new file, found that {path} exists: choose another name or ask to replace it")
 
 
 def _publish_new(scratch: Path, path: Path) -> None:
