@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,7 +29,7 @@ def input_shapes(
     elsewhere. InputError if a given shape does not fit the model.
     """
     shapes = dict(shapes or {})
-    declared = {value.name or "": model.shape(value) or () for value in _inputs(model)}
+    declared = {value.name or "": model.shape(value) for value in _inputs(model)}
     for name in shapes:
         if name not in declared:
             raise InputError(f"expected a shape for one of the inputs {', '.join(declared)}, found one for {name!r}")
@@ -36,12 +38,14 @@ def input_shapes(
         _bind(name, declared[name], shape, sizes)
     for name, dims in declared.items():
         if name not in shapes:
-            shapes[name] = tuple(_size(dim, axis, sizes, length) for axis, dim in enumerate(dims))
+            shapes[name] = tuple(_size(dim, axis, sizes, length) for axis, dim in enumerate(dims or ()))
     return {name: tuple(shapes[name]) for name in declared}
 
 
-def _bind(name: str, dims: tuple[Dim, ...], shape: tuple[int, ...], sizes: dict[str, int]) -> None:
-    """Note what `shape` says about the symbols in `dims`."""
+def _bind(name: str, dims: tuple[Dim, ...] | None, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
+    """Note what `shape` says about the symbols in `dims`; any shape fits an input of unknown rank."""
+    if dims is None:
+        return
     wanted = "×".join("?" if dim is None else str(dim) for dim in dims)
     given = "×".join(map(str, shape))
     fits = len(dims) == len(shape) and all(size > 0 for size in shape)
@@ -95,12 +99,9 @@ def seeded_inputs(model: Model, shapes: Shapes | None = None, seed: int = 0, len
 
 def load_inputs(model: Model, path: str | Path) -> Feeds:
     """The user's own inputs from an .npz with one array for each graph input; InputError if they do not fit."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"expected an .npz file of named arrays at {path}: {error}") from None
+    arrays = _read_npz(Path(path))
     feeds: Feeds = {}
+    sizes: dict[str, int] = {}
     for value in _inputs(model):
         name = value.name or ""
         if name not in arrays:
@@ -111,9 +112,26 @@ def load_inputs(model: Model, path: str | Path) -> Feeds:
         array = arrays[name]
         if dtype is not None and dtype != ir.DataType.BFLOAT16 and array.dtype != dtype.numpy():
             raise InputError(f"expected {dtype.numpy()} for input {name!r} in {path}, found {array.dtype}: convert it")
-        _bind(name, model.shape(value) or (), array.shape, {})
+        _bind(name, model.shape(value), array.shape, sizes)
         feeds[name] = array
     return feeds
+
+
+def _read_npz(path: Path) -> Feeds:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            if isinstance(archive, np.lib.npyio.NpzFile):
+                arrays = {name: archive[name] for name in archive.files}
+                if all(isinstance(array, np.ndarray) for array in arrays.values()):
+                    return arrays
+            reason = "something else"
+    except OSError as error:
+        reason = error.strerror or "a damaged file"
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, KeyError):
+        reason = "another format, or a damaged file"
+    raise InputError(
+        f"expected an .npz file of plain named arrays at {path}, found {reason}: write it with numpy.savez"
+    )
 
 
 def _inputs(model: Model) -> list[ir.Value]:

@@ -71,7 +71,19 @@ class Verdict:
         for part in ("blocks", "outputs"):
             document[part] = [{**asdict(comparison), "passed": comparison.passed} for comparison in getattr(self, part)]
         document["shapes"] = {name: list(shape) for name, shape in self.shapes}
-        return document
+        finite: dict[str, Any] = finite_or_null(document)
+        return finite
+
+
+def finite_or_null(document: Any) -> Any:
+    """`document` with every NaN and infinity as null: JSON has no word for them."""
+    if isinstance(document, float):
+        return document if math.isfinite(document) else None
+    if isinstance(document, dict):
+        return {key: finite_or_null(value) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [finite_or_null(value) for value in document]
+    return document
 
 
 def allowed_error(original: Errors, dtype: str) -> float:

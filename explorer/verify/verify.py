@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -265,7 +266,8 @@ def _block_truth(block: Block, values: Mapping[str, np.ndarray], shape: tuple[in
     result = attention(query, key, value, block.scale, terms)
     if "".join(block.output.layout) == "BSNH":
         result = result.transpose(0, 2, 1, 3)
-    return result.reshape(shape)
+    # A model whose block has another number of elements is compared as it is, and fails by its shape
+    return result.reshape(shape) if result.size == math.prod(shape) else result
 
 
 def _compare(
