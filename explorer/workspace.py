@@ -21,7 +21,7 @@ from explorer.errors import BlockError, ExportError, PlanError
 from explorer.fusion import TARGETS, Plan, apply, choose
 from explorer.fusion.apply import PROVENANCE
 from explorer.model import Model, load, save, write_atomically
-from explorer.model.save import has_external_data, serialize
+from explorer.model.save import external_files, has_external_data, same_file, serialize
 from explorer.profile import Profile, VariantSpec, profile
 from explorer.runtime import Worker
 from explorer.verify import Verdict, load_inputs, seeded_inputs, verify
@@ -281,16 +281,22 @@ class Workspace:
 
         A model that refers to external data is written into the folder of that data, which both then share.
         """
-        if Path(path).resolve() == self.source:
-            raise ExportError(f"expected another file than the source {self.source}: the explorer never replaces it")
+        self._spare_the_source(path)
         return save(self.current.ir, path, overwrite=overwrite)
 
     def export_plan(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the current plan as JSON; ExportError as for `export`."""
+        self._spare_the_source(path)
         text = json.dumps(self.plan.to_json(), indent=2) + "\n"
         return write_atomically(text.encode(), path, overwrite=overwrite)
 
     # Inner workings
+
+    def _spare_the_source(self, path: str | Path) -> None:
+        """ExportError if `path` is the opened model or one of the files that hold its weights."""
+        for own in (self.source, *external_files(self.model.ir)):
+            if same_file(Path(path), own):
+                raise ExportError(f"expected another file than {own}, which the opened model consists of: it is kept")
 
     def _model_of(self, plan: Plan) -> Model:
         if plan not in self._models:
