@@ -20,10 +20,16 @@ def copy(name: str, suffix: str, destination: Path) -> tuple[Path, ...]:
     """Copy the bundled files with this suffix into `destination` and return them; files already there are kept."""
     try:
         destination.mkdir(parents=True, exist_ok=True)
-        for file in sorted(folder(name).glob(f"*{suffix}")):
-            if not (destination / file.name).exists():
-                shutil.copyfile(file, destination / file.name)
+        files = [(file, destination / file.name) for file in sorted(folder(name).glob(f"*{suffix}"))]
+        for file, target in files:
+            if not target.exists():
+                part = target.with_name(f".{target.name}.part")
+                try:
+                    shutil.copyfile(file, part)
+                    part.replace(target)
+                finally:
+                    part.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ExportError(f"expected a folder that can be written at {destination}, found: {reason}") from None
-    return tuple(sorted(destination.glob(f"*{suffix}")))
+    return tuple(target for _, target in files)

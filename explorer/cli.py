@@ -6,7 +6,9 @@ Exit status: 0 done, 1 an error that is explained on stderr, 2 wrong usage, 3 th
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +18,11 @@ from explorer import __version__, bundled, lab, report
 from explorer.errors import ExplorerError, ExportError
 from explorer.fusion import Plan
 from explorer.model import load
+from explorer.model.save import check_writable
 from explorer.runtime import Worker
 from explorer.terminal import Progress, plain
 from explorer.verify import Verdict, seeded_inputs, verify_models
+from explorer.verify.verdict import finite_or_null
 from explorer.workspace import PROFILE_LENGTH, FuseReport, Workspace, open_workspace, profile_models
 
 DONE, FAILED_TO_DO, FAILED_VERIFICATION = 0, 1, 3
@@ -26,12 +30,17 @@ DONE, FAILED_TO_DO, FAILED_VERIFICATION = 0, 1, 3
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    parser = _parser()
-    args = parser.parse_args(arguments)
+    args = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no → shows its number instead
     try:
         status: int = args.run(args)
     except ExplorerError as error:
         print(f"onnx-explorer: {plain(str(error))}", file=sys.stderr)  # noqa: T201
+        return FAILED_TO_DO
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us left: nobody to tell
         return FAILED_TO_DO
     except KeyboardInterrupt:
         print("onnx-explorer: stopped", file=sys.stderr)  # noqa: T201
@@ -52,8 +61,9 @@ def _scan(args: argparse.Namespace) -> int:
 def _fuse(args: argparse.Namespace) -> int:
     if args.plan and (args.block or args.target != "auto"):
         raise ExportError("expected either --plan or --block/--target, found both: the plan already says what to fuse")
-    if Path(args.output).exists() and not args.force:
+    if os.path.lexists(args.output) and not args.force:
         raise ExportError(f"expected a new file, found that {args.output} exists: name another or add --force")
+    check_writable(Path(args.output), overwrite=args.force)
     with open_workspace(args.model) as workspace:
         skipped = _fuse_as_asked(workspace, args)
         verdict = None
@@ -110,13 +120,13 @@ def _profile(args: argparse.Namespace) -> int:
 
 def _samples(args: argparse.Namespace) -> int:
     for path in bundled.copy("sample_models", ".onnx", args.folder):
-        _print(str(path))
+        _print(plain(str(path)))
     return DONE
 
 
 def _print(result: dict[str, Any] | str) -> None:
-    text = plain(result) if isinstance(result, str) else json.dumps(result, indent=2, allow_nan=False, default=str)
-    print(text)  # noqa: T201
+    text = result if isinstance(result, str) else json.dumps(finite_or_null(result), indent=2, allow_nan=False)
+    print(text, flush=True)  # noqa: T201
 
 
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -25,7 +26,9 @@ def prepare(folder: Path, model: Path | None) -> Path:
     if model is None:
         return notebooks / QUICKSTART
     path = load(model).path
-    notebook = notebooks / f"explore_{path.stem}.ipynb"
+    # Two models of one name are two notebooks
+    which = hashlib.sha256(os.fsencode(path)).hexdigest()[:6]
+    notebook = notebooks / f"explore_{path.stem[:60]}_{which}.ipynb"
     if not notebook.exists():
         write_atomically(json.dumps(_notebook(path), indent=1).encode(), notebook)
     return notebook

@@ -8,6 +8,7 @@ from typing import Any
 from explorer.attention import Block, MaskTerm, Obstacle
 from explorer.attention.block import layout_name
 from explorer.profile import Profile
+from explorer.terminal import plain
 from explorer.verify import Comparison, Verdict
 from explorer.workspace import FuseReport, Workspace
 
@@ -99,7 +100,7 @@ def _obstacle(obstacle: Obstacle) -> dict[str, str]:
 def scan_text(workspace: Workspace) -> str:
     """A scan for a terminal."""
     found = _plural(len(workspace.blocks), "attention block")
-    lines = [f"{workspace.source.name}: {len(workspace.model.nodes)} nodes, {found}"]
+    lines = [f"{workspace.source.name}: {_plural(len(workspace.model.nodes), 'node')}, {found}"]
     lines += [f"note: {note}" for note in workspace.notes]
     if workspace.blocks:
         header = ("block", "status", "heads", "head size", "scale", "mask", "Casts", "id", "anchor")
@@ -108,7 +109,7 @@ def scan_text(workspace: Workspace) -> str:
         for block in workspace.blocks:
             lines += [f"{block.label} cannot be fused: at {item.at}, {item}" for item in workspace.obstacles(block.id)]
         lines += [f"Why ONNX Runtime leaves {whom} alone: {why}" for why, whom in _reasons(workspace.blocks)]
-    return "\n".join(lines)
+    return _text(lines)
 
 
 def fuse_text(workspace: Workspace, report: FuseReport, verdict: Verdict | None, output: str | None) -> str:
@@ -117,9 +118,9 @@ def fuse_text(workspace: Workspace, report: FuseReport, verdict: Verdict | None,
     lines += [f"Left {workspace.block(name).label}: at {item.at}, {item}" for name, item in report.skipped]
     lines.append(counts_text(workspace.ops_before, workspace.ops_after))
     if verdict is not None:
-        lines += ["", verdict_text(verdict, {block.id: block.label for block in workspace.blocks})]
+        lines += ["", *_verdict_lines(verdict, {block.id: block.label for block in workspace.blocks})]
     lines += ["", f"Wrote {output}." if output else "No model was written."]
-    return "\n".join(lines)
+    return _text(lines)
 
 
 def counts_text(before: Mapping[str, int], after: Mapping[str, int]) -> str:
@@ -129,19 +130,19 @@ def counts_text(before: Mapping[str, int], after: Mapping[str, int]) -> str:
 
 
 def verdict_text(verdict: Verdict, labels: Mapping[str, str]) -> str:
-    """A verdict for a terminal."""
-    lines = [
+    """A verdict for a terminal; `labels` names blocks by id."""
+    return _text(_verdict_lines(verdict, labels))
+
+
+def _verdict_lines(verdict: Verdict, labels: Mapping[str, str]) -> list[str]:
+    compared = (*verdict.blocks, *verdict.outputs)
+    rows = [_comparison(item, labels.get(item.block, item.block) or item.name) for item in compared]
+    return [
         f"{'PASSED' if verdict.passed else 'FAILED'}: largest error against float64, relative to the largest value",
-        *_table(
-            ("", "original", "fused", "allowed", ""),
-            [
-                _comparison(item, labels.get(item.block, item.block) or item.name)
-                for item in (*verdict.blocks, *verdict.outputs)
-            ],
-        ),
+        *_table(("", "original", "fused", "allowed", ""), rows),
         f"on {verdict.provider.upper()}; truth end to end: {verdict.truth}",
+        *(f"note: {note}" for note in verdict.notes),
     ]
-    return "\n".join([*lines, *(f"note: {note}" for note in verdict.notes)])
 
 
 def profile_text(profile: Profile) -> str:
@@ -178,7 +179,7 @@ def profile_text(profile: Profile) -> str:
             times = ", ".join(f"{item.op_type} {item.time_us / 1000:.2f} ms" for item in variant.op_times[:6])
             lines.append(f"{variant.name}, time by operator: {times}")
     notes = dict.fromkeys((*profile.notes, *(variant.op_times_note for variant in profile.variants)))
-    return "\n".join([*(line for line in lines if line is not None), *(f"note: {note}" for note in notes if note)])
+    return _text([*lines, *(f"note: {note}" for note in notes if note)])
 
 
 def _row(workspace: Workspace, block: Block) -> tuple[str, ...]:
@@ -200,10 +201,11 @@ def _or_unknown(number: int | None) -> str:
 
 
 def _comparison(item: Comparison, name: str) -> tuple[str, ...]:
+    broken = f", {item.fused.nonfinite} NaN or infinite" if item.fused.nonfinite else ""
     return (
         name,
         f"{item.original.relative:.1e}",
-        f"{item.fused.relative:.1e}",
+        f"{item.fused.relative:.1e}{broken}",
         f"{item.allowed:.1e}",
         "pass" if item.passed else "FAIL",
     )
@@ -219,6 +221,11 @@ def _reasons(blocks: Iterable[Block]) -> list[tuple[str, str]]:
                 kind = kind.replace(node.name, node.op_type)
             first.setdefault(kind, (block.ort_reason, []))[1].append(block.label)
     return [(why, labels[0] if len(labels) == 1 else f"{labels[0]} … {labels[-1]}") for why, labels in first.values()]
+
+
+def _text(lines: Iterable[str]) -> str:
+    """Lines as text in which no name from a model makes a line of its own."""
+    return "\n".join(map(plain, lines))
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -127,7 +127,7 @@ def test_a_failure_is_a_sentence_in_its_panel(post):
     app.workspace.failure = SessionError(f"expected a model that loads, found {HOSTILE}")
     c.fuse.click()
     settle(app, post)
-    assert "expected a model that loads" in c.numbers.value
+    assert "Expected a model that loads" in c.numbers.value
     assert "<img" not in c.numbers.value
     assert 'role="alert"' in c.measured.value
     app.workspace.failure = None
@@ -205,7 +205,7 @@ def test_a_model_that_cannot_be_opened_leaves_the_view_usable(post, monkeypatch)
     monkeypatch.setattr(app_module, "open_workspace", opener)
     app = Explorer("broken.onnx", post=post)
     c = app._controls
-    assert "expected an ONNX model" in c.message.value
+    assert "Expected an ONNX model" in c.message.value
     assert "<img" not in c.message.value
     assert c.fuse.disabled
     with pytest.raises(ModelError):
@@ -216,7 +216,7 @@ def test_a_model_that_cannot_be_opened_leaves_the_view_usable(post, monkeypatch)
     assert len(c.table.rows) == 1
     c.path.value = "broken too"
     c.open.click()
-    assert "expected an ONNX model" in c.message.value
+    assert "Expected an ONNX model" in c.message.value
     assert len(c.table.rows) == 1
 
 

@@ -1,0 +1,591 @@
+"""Every command: what it prints, what it writes, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from attention_graphs import Meaning, Spelling, render
+from cli_models import blocked, no_attention, two_blocks
+
+import explorer
+from explorer import cli
+from explorer.verify import verdict as judgement
+
+ROOT = Path(__file__).parents[2]
+BLOCK_FIELDS = {
+    "id", "anchor", "status", "num_heads", "kv_num_heads", "head_size", "v_head_size", "scale", "mask", "softcap",
+    "casts", "nodes", "targets", "obstacles", "ort_reason",
+}  # fmt: skip
+
+
+def document(outcome) -> dict:
+    """The one document on stdout."""
+    found = json.loads(outcome.out)  # anything before or after it is an error
+    assert found["schema"] == 1
+    return found
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """No error is small enough."""
+    monkeypatch.setattr(judgement, "ALLOWED_FACTOR", 0.0)
+    monkeypatch.setattr(judgement, "ALLOWED_FLOOR", dict.fromkeys(judgement.ALLOWED_FLOOR, -1.0))
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            [],
+            ["nonsense"],
+            ["scan"],
+            ["scan", "a.onnx", "--nonsense"],
+            ["fuse", "a.onnx"],
+            ["fuse", "a.onnx", "-o", "b.onnx", "--target", "flash"],
+            ["verify", "a.onnx"],
+            ["profile"],
+            ["profile", "a.onnx", "--runs", "0"],
+            ["profile", "a.onnx", "--runs", "-3"],
+            ["profile", "a.onnx", "--runs", "many"],
+            ["profile", "a.onnx", "--runs", "²"],
+            ["profile", "a.onnx", "--provider", "tpu"],
+            ["profile", "a.onnx", "--shape", "x"],
+            ["profile", "a.onnx", "--shape", "=2x3"],
+            ["profile", "a.onnx", "--shape", "x=2y3"],
+            ["profile", "a.onnx", "--shape", "x=2xx3"],
+            ["profile", "a.onnx", "--shape", "x=1.5"],
+        ],
+        ids=" ".join,
+    )
+    def test_wrong_usage_is_status_2(self, run, arguments):
+        outcome = run(*arguments)
+        assert outcome.status == 2
+        assert outcome.out == ""
+        assert "usage: onnx-explorer" in outcome.err
+        assert "Traceback" not in outcome.err
+
+    def test_a_wrong_shape_says_what_one_looks_like(self, run):
+        outcome = run("profile", "a.onnx", "--shape", "x=2y3")
+        assert "NAME=2x938x100" in outcome.err
+        assert "'x=2y3'" in outcome.err
+
+    def test_help_names_every_command(self, run):
+        outcome = run("--help")
+        assert outcome.status == 0
+        for command in ("lab", "scan", "fuse", "verify", "profile", "samples"):
+            assert command in outcome.out
+
+    def test_version(self, run):
+        assert run("--version").out.strip() == explorer.__version__
+
+    def test_a_plan_and_a_block_contradict_each_other(self, run, write, tmp_path):
+        outcome = run("fuse", write(), "-o", tmp_path / "o.onnx", "--plan", "p.json", "--block", "attn0")
+        assert outcome.status in (1, 2)
+        assert "--plan" in outcome.err
+        assert "--block" in outcome.err
+
+    def test_an_interrupt_ends_it_quietly(self, run, write, monkeypatch):
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "open_workspace", interrupt)
+        assert run("scan", write()).sentence == "stopped"
+
+
+class TestBadModels:
+    COMMANDS = (
+        ("scan", "BAD"),
+        ("scan", "BAD", "--json"),
+        ("fuse", "BAD", "-o", "out.onnx"),
+        ("fuse", "BAD", "-o", "out.onnx", "--json"),
+        ("verify", "BAD", "GOOD"),
+        ("verify", "GOOD", "BAD"),
+        ("profile", "BAD"),
+        ("profile", "GOOD", "BAD"),
+        ("lab", "BAD", "--folder", "lab"),
+    )
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+    @pytest.mark.parametrize("kind", ["missing", "text", "truncated", "empty graph", "lost data"])
+    def test_one_sentence_and_status_1(self, run, write, tmp_path, monkeypatch, samples, command, kind):
+        monkeypatch.chdir(tmp_path)
+        good = write()
+        if kind == "lost data":
+            proto = render(Meaning(), Spelling(dynamic=False))
+            tensor = proto.graph.initializer[-1]
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="weights.bin")
+            write(proto, "bad.onnx")
+        elif kind != "missing":
+            content = {
+                "text": b"hello, world",
+                "truncated": (samples / "bert_fp32.onnx").read_bytes()[:5000],
+                "empty graph": onnx.ModelProto(ir_version=8).SerializeToString(),
+            }[kind]
+            write(content, "bad.onnx")
+        words = {"BAD": "bad.onnx", "GOOD": good.name}
+        outcome = run(*(words.get(word, word) for word in command))
+        assert "bad.onnx" in outcome.sentence
+        assert "expected" in outcome.sentence
+        assert outcome.out == ""
+        assert not (tmp_path / "out.onnx").exists()
+
+    def test_an_operator_that_onnx_runtime_does_not_know(self, run, write, tmp_path):
+        path = write(no_attention("Magic", "other.org"))
+        scan = run("scan", path)
+        assert scan.status == 0
+        assert "other.org" in scan.out
+        assert "Magic" in run("profile", path).sentence
+        assert "Magic" in run("verify", path, path).sentence
+
+    def test_an_opset_that_onnx_runtime_does_not_know(self, run, write):
+        proto = no_attention()
+        proto.opset_import[0].version = 99
+        path = write(proto)
+        assert "opset 99" in document(run("scan", path, "--json"))["notes"][0]
+        assert "99" in run("profile", path).sentence
+
+
+class TestScan:
+    @pytest.mark.parametrize("sample", ["f5_dit_fp16", "f5_dit_fp16_two_casts", "bert_fp32", "gpt_fp32"])
+    def test_the_document_has_the_fields_of_the_issue(self, run, samples, sample):
+        outcome = run("scan", samples / f"{sample}.onnx", "--json")
+        assert (outcome.status, outcome.err) == (0, "")
+        found = document(outcome)
+        assert len(found["blocks"]) == 2
+        for block in found["blocks"]:
+            assert block.keys() >= BLOCK_FIELDS
+            assert block["status"] == "fusable"
+            assert block["num_heads"] == block["kv_num_heads"]
+            assert block["targets"] == ["mha"]
+            assert block["obstacles"] == []
+            assert block["anchor"]
+            assert block["ort_reason"]
+            assert all(set(node) >= {"name", "op_type", "role"} for node in block["nodes"])
+
+    def test_what_it_says_of_the_f5_sample(self, run, samples):
+        found = document(run("scan", samples / "f5_dit_fp16.onnx", "--json"))
+        block = found["blocks"][0]
+        assert (block["num_heads"], block["head_size"], block["v_head_size"]) == (2, 64, 64)
+        assert block["scale"] == pytest.approx(100)
+        assert block["mask"]["kind"] == "none"
+        assert block["softcap"] is None
+        assert len(block["casts"]) == 2
+        assert {node["op_type"] for node in block["nodes"]} >= {"MatMul", "Cast", "Softmax"}
+        two = document(run("scan", samples / "f5_dit_fp16_two_casts.onnx", "--json"))
+        assert len(two["blocks"][0]["casts"]) == 3
+
+    def test_a_blocked_block(self, run, write):
+        (block,) = document(run("scan", write(blocked()), "--json"))["blocks"]
+        assert block["status"] == "blocked"
+        assert block["targets"] == []
+        assert block["obstacles"]
+        assert all(set(item) == {"code", "at", "expected", "found", "hint"} for item in block["obstacles"])
+        assert block["obstacles"][0]["code"] == "interior-output"
+
+    def test_a_fused_block(self, run, write, tmp_path):
+        assert run("fuse", write(), "-o", tmp_path / "f.onnx").status == 0
+        (block,) = document(run("scan", tmp_path / "f.onnx", "--json"))["blocks"]
+        assert block["status"] == "fused"
+        assert block["num_heads"] == 2
+        text = run("scan", tmp_path / "f.onnx")
+        assert text.status == 0
+        assert "fused" in text.out
+
+    def test_for_people(self, run, samples):
+        outcome = run("scan", samples / "f5_dit_fp16.onnx")
+        assert outcome.status == 0
+        assert outcome.err == ""
+        for word in ("2 attention blocks", "attn0", "attn1", "fusable", "100", "64", "Why ONNX Runtime leaves"):
+            assert word in outcome.out
+        with pytest.raises(ValueError, match="Expecting"):
+            json.loads(outcome.out)
+
+    def test_no_attention_is_an_answer(self, run, write):
+        path = write(no_attention())
+        assert document(run("scan", path, "--json"))["blocks"] == []
+        outcome = run("scan", path)
+        assert (outcome.status, outcome.err) == (0, "")
+        assert "0 attention blocks" in outcome.out
+
+    def test_a_scale_that_is_no_number_is_still_json(self, run, write):
+        proto = render(Meaning(), Spelling(dynamic=False))
+        scale = next(t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+        scale.CopyFrom(onnx.numpy_helper.from_array(np.array(np.nan, np.float32), scale.name))
+        outcome = run("scan", write(proto), "--json")
+        assert outcome.status == 0
+        (block,) = json.loads(outcome.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["blocks"]
+        assert block["status"] == "blocked"
+        assert run("scan", write(proto)).status == 0
+
+
+class TestFuse:
+    def test_the_document(self, run, write, tmp_path):
+        out = tmp_path / "out.onnx"
+        outcome = run("fuse", write(two_blocks()), "-o", out, "--json")
+        assert (outcome.status, outcome.err) == (0, "")
+        found = document(outcome)
+        assert [item["target"] for item in found["fused"]] == ["mha", "mha"]
+        assert found["skipped"] == []
+        assert (found["ops_before"]["Softmax"], found["ops_after"].get("Softmax", 0)) == (2, 0)
+        assert found["ops_after"]["MultiHeadAttention"] == 2
+        assert found["verdict"]["passed"] is True
+        assert found["verdict"]["schema"] == 1
+        assert len(found["verdict"]["blocks"]) == 2
+        assert found["output"] == str(out)
+        ops = [node.op_type for node in onnx.load(out).graph.node]
+        assert ops.count("MultiHeadAttention") == 2
+        assert "Softmax" not in ops
+
+    def test_for_people(self, run, write, tmp_path):
+        outcome = run("fuse", write(), "-o", tmp_path / "out.onnx")
+        assert outcome.status == 0
+        for words in ("Fused 1 of 1", "Softmax 1 → 0", "MultiHeadAttention 0 → 1", "PASSED", "Wrote"):
+            assert words in outcome.out
+
+    def test_the_source_is_not_changed(self, run, write, tmp_path):
+        path = write()
+        before = path.read_bytes()
+        run("fuse", path, "-o", tmp_path / "out.onnx")
+        assert path.read_bytes() == before
+
+    def test_an_existing_file_is_kept(self, run, write, tmp_path):
+        out = tmp_path / "out.onnx"
+        out.write_bytes(b"mine")
+        sentence = run("fuse", write(), "-o", out).sentence
+        assert "exists" in sentence
+        assert "--force" in sentence
+        assert out.read_bytes() == b"mine"
+        assert run("fuse", write(), "-o", out, "--force").status == 0
+        assert out.read_bytes() != b"mine"
+
+    def test_never_over_the_source(self, run, write):
+        path = write()
+        before = path.read_bytes()
+        for options in ([], ["--force"], ["--force", "--no-verify"]):
+            assert str(path) in run("fuse", path, "-o", path, *options).sentence
+        assert path.read_bytes() == before
+
+    @pytest.mark.parametrize("by", ["id", "label"])
+    def test_one_block(self, run, write, tmp_path, by):
+        path = write(two_blocks())
+        blocks = document(run("scan", path, "--json"))["blocks"]
+        name = blocks[1]["id"] if by == "id" else "attn1"
+        found = document(run("fuse", path, "-o", tmp_path / "out.onnx", "--block", name, "--json"))
+        assert [item["id"] for item in found["fused"]] == [blocks[1]["id"]]
+        assert found["ops_after"]["Softmax"] == 1
+
+    def test_two_blocks_by_name(self, run, write, tmp_path):
+        options = ("--block", "attn1", "--block", "attn0", "--json", "--no-verify")
+        found = document(run("fuse", write(two_blocks()), "-o", tmp_path / "out.onnx", *options))
+        assert len(found["fused"]) == 2
+        assert found["verdict"] is None
+
+    def test_an_unknown_block(self, run, write, tmp_path):
+        sentence = run("fuse", write(), "-o", tmp_path / "out.onnx", "--block", "attn9").sentence
+        assert "'attn9'" in sentence
+        assert "attn0" in sentence
+        assert not (tmp_path / "out.onnx").exists()
+
+    def test_a_blocked_block(self, run, write, tmp_path):
+        out = tmp_path / "out.onnx"
+        sentence = run("fuse", write(blocked()), "-o", out, "--block", "attn0").sentence
+        assert "attn0" in sentence
+        assert "expected" in sentence
+        everything = run("fuse", write(blocked()), "-o", out, "--json")
+        assert "none" in everything.sentence
+        assert document(everything)["skipped"][0]["obstacle"]["code"] == "interior-output"
+        assert document(everything)["output"] is None
+        assert not out.exists()
+
+    @pytest.mark.parametrize("target", ["attention", "gqa"])
+    def test_targets_of_later_issues(self, run, write, tmp_path, target):
+        sentence = run("fuse", write(), "-o", tmp_path / "out.onnx", "--target", target).sentence
+        assert f"'{target}'" in sentence
+        assert "mha" in sentence
+        assert not (tmp_path / "out.onnx").exists()
+
+    def test_the_target_by_name(self, run, write, tmp_path):
+        assert run("fuse", write(), "-o", tmp_path / "out.onnx", "--target", "mha").status == 0
+
+    def test_no_attention(self, run, write, tmp_path):
+        outcome = run("fuse", write(no_attention()), "-o", tmp_path / "out.onnx")
+        assert "no model was written" in outcome.sentence
+        assert not (tmp_path / "out.onnx").exists()
+
+    def test_a_plan_replayed_gives_the_same_bytes(self, run, write, tmp_path):
+        path = write(two_blocks())
+        first = document(run("fuse", path, "-o", tmp_path / "one.onnx", "--block", "attn1", "--json"))
+        (tmp_path / "plan.json").write_text(json.dumps(first["plan"]))
+        again = run("fuse", path, "-o", tmp_path / "two.onnx", "--plan", tmp_path / "plan.json", "--json")
+        assert again.status == 0
+        assert document(again)["fused"] == first["fused"]
+        assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+    def test_a_plan_for_another_model(self, run, write, tmp_path):
+        first = document(run("fuse", write(two_blocks()), "-o", tmp_path / "one.onnx", "--no-verify", "--json"))
+        (tmp_path / "plan.json").write_text(json.dumps(first["plan"]))
+        other = write(None, "other.onnx")
+        sentence = run("fuse", other, "-o", tmp_path / "two.onnx", "--plan", tmp_path / "plan.json").sentence
+        assert "another" in sentence
+        assert not (tmp_path / "two.onnx").exists()
+
+    @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"schema": 9}', '{"schema": 1}', "\udcff"])
+    def test_a_plan_that_is_none(self, run, write, tmp_path, content):
+        plan = tmp_path / "plan.json"
+        if content is not None:
+            plan.write_bytes(content.encode(errors="surrogateescape"))
+        assert "plan" in run("fuse", write(), "-o", tmp_path / "out.onnx", "--plan", plan).sentence
+
+    def test_a_failed_verification_is_status_3_and_no_file(self, run, write, tmp_path, failing):
+        out = tmp_path / "out.onnx"
+        outcome = run("fuse", write(), "-o", out)
+        assert outcome.status == 3
+        assert "FAILED" in outcome.out
+        assert "No model was written" in outcome.out
+        assert not out.exists()
+        found = run("fuse", write(), "-o", out, "--json")
+        assert found.status == 3
+        assert document(found)["verdict"]["passed"] is False
+        assert document(found)["output"] is None
+        assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+    def test_unless_forced(self, run, write, tmp_path, failing):
+        out = tmp_path / "out.onnx"
+        outcome = run("fuse", write(), "-o", out, "--force")
+        assert outcome.status == 3
+        assert "FAILED" in outcome.out
+        assert f"Wrote {out}" in outcome.out
+        assert onnx.load(out).graph.node
+
+    def test_without_verification(self, run, write, tmp_path, failing, monkeypatch):
+        monkeypatch.setattr("explorer.workspace.verify", lambda *_, **__: pytest.fail("verified"))
+        outcome = run("fuse", write(), "-o", tmp_path / "out.onnx", "--no-verify")
+        assert outcome.status == 0
+        assert (tmp_path / "out.onnx").exists()
+        assert "PASSED" not in outcome.out
+
+    def test_where_nothing_can_be_written(self, run, write, tmp_path):
+        (tmp_path / "file").write_text("x")
+        for out in (tmp_path / "absent" / "o.onnx", tmp_path / "file" / "o.onnx", tmp_path / ("a" * 300)):
+            assert "expected" in run("fuse", write(), "-o", out, "--no-verify").sentence
+        assert "folder" in run("fuse", write(), "-o", tmp_path, "--no-verify", "--force").sentence
+
+
+class TestVerify:
+    def test_a_fused_model(self, run, write, tmp_path):
+        path, out = write(), tmp_path / "fused.onnx"
+        run("fuse", path, "-o", out, "--no-verify")
+        outcome = run("verify", path, out, "--json")
+        assert (outcome.status, outcome.err) == (0, "")
+        found = document(outcome)
+        assert found["passed"] is True
+        assert len(found["blocks"]) == 1
+        text = run("verify", path, out)
+        assert text.status == 0
+        assert "PASSED" in text.out
+        assert "float64" in text.out
+
+    def test_the_same_model(self, run, write):
+        path = write()
+        assert document(run("verify", path, path, "--json"))["passed"] is True
+
+    def test_a_wrong_one(self, run, write, tmp_path):
+        path, out = write(), tmp_path / "fused.onnx"
+        run("fuse", path, "-o", out, "--no-verify")
+        proto = onnx.load(out)
+        node = next(node for node in proto.graph.node if node.op_type == "MultiHeadAttention")
+        next(a for a in node.attribute if a.name == "scale").f *= 1.1
+        onnx.save(proto, out)
+        outcome = run("verify", path, out)
+        assert outcome.status == 3
+        assert "FAILED" in outcome.out
+        assert "FAIL" in outcome.out.splitlines()[2]
+        found = run("verify", path, out, "--json")
+        assert found.status == 3
+        assert document(found)["blocks"][0]["passed"] is False
+
+    def test_nothing_but_nan_is_still_json(self, run, write, tmp_path):
+        path, out = write(), tmp_path / "fused.onnx"
+        run("fuse", path, "-o", out, "--no-verify")
+        proto = onnx.load(out)
+        node = next(node for node in proto.graph.node if node.op_type == "MultiHeadAttention")
+        next(a for a in node.attribute if a.name == "scale").f = float("nan")
+        onnx.save(proto, out)
+        assert run("verify", path, out).status == 3
+        outcome = run("verify", path, out, "--json")
+        assert outcome.status == 3
+        found = json.loads(outcome.out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert found["passed"] is False
+
+    def test_unrelated_models(self, run, write):
+        sentence = run("verify", write(), write(no_attention(), "other.onnx")).sentence
+        assert "same inputs" in sentence
+
+    def test_own_inputs(self, run, write, tmp_path):
+        rng = np.random.default_rng(0)
+        np.savez(tmp_path / "x.npz", **{n: rng.standard_normal((2, 5, 16)).astype(np.float32) for n in "qkv"})
+        path = write()
+        found = document(run("verify", path, path, "--inputs", tmp_path / "x.npz", "--json"))
+        assert found["seed"] is None
+        assert found["shapes"]["q"] == [2, 5, 16]
+        assert "absent.npz" in run("verify", path, path, "--inputs", tmp_path / "absent.npz").sentence
+        np.savez(tmp_path / "x.npz", q=np.zeros(3))
+        assert "'q'" in run("verify", path, path, "--inputs", tmp_path / "x.npz").sentence
+
+    def test_shapes(self, run, write):
+        path = write(render(Meaning(), Spelling()))
+        found = document(run("verify", path, path, "--shape", "q=1x7x16", "--json"))
+        assert found["shapes"]["k"] == [1, 7, 16]
+        sentence = run("verify", path, path, "--shape", "q=1x7x17").sentence
+        assert "1×7×17" in sentence
+        assert "'nope'" in run("verify", path, path, "--shape", "nope=1").sentence
+
+
+class TestProfile:
+    def test_one_model(self, run, write):
+        outcome = run("profile", write(), "--runs", "2", "--provider", "cpu", "--json")
+        assert (outcome.status, outcome.err) == (0, "")
+        found = document(outcome)
+        assert found["provider"] == "cpu"
+        assert found["runs"] == 2
+        assert [variant["name"] for variant in found["variants"]] == ["model"]
+        assert found["ratio"] is None
+
+    def test_two_models(self, run, write, tmp_path):
+        path, out = write(), tmp_path / "fused.onnx"
+        run("fuse", path, "-o", out, "--no-verify")
+        found = document(run("profile", path, out, "--runs", "2", "--json"))
+        assert [variant["name"] for variant in found["variants"]] == ["model", "fused"]
+        assert found["ratio"]["low"] <= found["ratio"]["value"] <= found["ratio"]["high"]
+        outcome = run("profile", path, out, "--runs", "2", "--provider", "cpu")
+        assert outcome.status == 0
+        for words in ("On CPU", "median", "model / fused", "ms", "Casts"):
+            assert words in outcome.out
+
+    def test_two_models_of_one_name(self, run, write, tmp_path):
+        path = write()
+        (tmp_path / "b").mkdir()
+        other = shutil.copy(path, tmp_path / "b" / "model.onnx")
+        found = document(run("profile", path, other, "--runs", "1", "--json"))
+        names = [variant["name"] for variant in found["variants"]]
+        assert len(set(names)) == 2
+
+    def test_shapes(self, run, write):
+        path = write(render(Meaning(), Spelling()))
+        found = document(run("profile", path, "--runs", "1", "--shape", "q=1x7x16", "--json"))
+        assert found["shapes"] == {"q": [1, 7, 16], "k": [1, 7, 16], "v": [1, 7, 16]}
+
+    @pytest.mark.parametrize("shape", ["q=1x7x17", "q=1x7", "q=0x7x16", "q=-1x7x16", "nope=3", "q="])
+    def test_a_shape_that_does_not_fit(self, run, write, shape):
+        outcome = run("profile", write(render(Meaning(), Spelling())), "--shape", shape)
+        assert outcome.status in (1, 2)
+        assert outcome.out == ""
+        assert "expected" in outcome.err
+        assert "Traceback" not in outcome.err
+
+    @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="CUDA may work here")
+    def test_cuda_where_there_is_none(self, run, write):
+        for command in (["profile", write()], ["verify", write(), write()]):
+            sentence = run(*command, "--provider", "cuda").sentence
+            assert "cuda" in sentence.lower()
+            assert "cpu" in sentence.lower()
+
+    def test_models_that_take_different_inputs(self, run, write):
+        sentence = run("profile", write(), write(no_attention(), "other.onnx"), "--runs", "1").sentence
+        assert "inputs" in sentence
+
+
+class TestSamples:
+    def test_all_are_copied(self, run, samples, tmp_path):
+        outcome = run("samples", tmp_path / "s")
+        assert (outcome.status, outcome.err) == (0, "")
+        names = sorted(path.name for path in samples.glob("*.onnx"))
+        assert [Path(line).name for line in outcome.out.splitlines()] == names
+        for name in names:
+            assert (tmp_path / "s" / name).read_bytes() == (samples / name).read_bytes()
+
+    def test_into_a_folder_of_that_name_unless_told(self, run, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert run("samples").status == 0
+        assert (tmp_path / "sample_models" / "f5_dit_fp16.onnx").exists()
+
+    def test_what_is_there_is_kept(self, run, tmp_path):
+        (tmp_path / "bert_fp32.onnx").write_bytes(b"mine")
+        assert run("samples", tmp_path).status == 0
+        assert (tmp_path / "bert_fp32.onnx").read_bytes() == b"mine"
+
+    def test_where_there_can_be_no_folder(self, run, tmp_path):
+        (tmp_path / "file").write_text("x")
+        assert "can be written" in run("samples", tmp_path / "file").sentence
+
+
+class TestAsAProgram:
+    """The real thing, in processes of their own."""
+
+    def run(self, *arguments: object, **options: object) -> subprocess.CompletedProcess:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+        command = [sys.executable, "-W", "error", "-m", "explorer", *map(os.fspath, arguments)]
+        return subprocess.run(command, env=env, capture_output=True, check=False, timeout=120, **options)
+
+    def test_scan(self, write):
+        done = self.run("scan", write(), "--json")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert json.loads(done.stdout)["schema"] == 1
+
+    def test_fuse(self, write, tmp_path):
+        done = self.run("fuse", write(), "-o", tmp_path / "out.onnx")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert "PASSED" in done.stdout.decode()
+
+    def test_error_and_usage(self, tmp_path):
+        done = self.run("scan", tmp_path / "absent.onnx")
+        assert done.returncode == 1
+        assert done.stdout == b""
+        assert done.stderr.count(b"\n") == 1
+        assert self.run("scan").returncode == 2
+
+    def test_a_terminal_that_cannot_show_an_arrow(self, write, tmp_path):
+        """Redirected output on Windows is cp1252, which has no →."""
+        done = self.run("fuse", write(), "-o", tmp_path / "out.onnx", "--no-verify", env={"PYTHONIOENCODING": "cp1252"})
+        assert b"Traceback" not in done.stderr
+        assert done.returncode == 0
+        assert b"Fused 1 of 1" in done.stdout
+
+    def test_a_path_that_is_not_utf_8(self, write, tmp_path):
+        path = os.path.join(os.fsencode(tmp_path), b"m\xff.onnx")  # noqa: PTH118
+        shutil.copy(write(), path)
+        for options in ([], ["--json"]):
+            done = self.run("scan", os.fsdecode(path), *options, env={"PYTHONIOENCODING": "utf-8:strict"})
+            assert b"Traceback" not in done.stderr
+            assert done.returncode == 0
+
+    def test_libraries_underneath_add_nothing(self, write):
+        """onnx_ir logs a warning about this model, and logging prints it where nobody has set it up."""
+        proto = no_attention()
+        proto.graph.node[0].input[0] = "lost"
+        done = self.run("scan", write(proto))
+        assert done.returncode == 1
+        assert done.stderr.decode().count("\n") == 1
+        assert b"'lost'" in done.stderr
+
+    def test_a_reader_that_leaves_early(self, write):
+        """`onnx-explorer scan … | head -1`."""
+        command = [sys.executable, "-m", "explorer", "scan", write(), "--json"]
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "wb") as pipe:
+            done = subprocess.run(
+                command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=pipe, stderr=subprocess.PIPE, check=False
+            )
+        assert b"Traceback" not in done.stderr
+        assert b"Exception ignored" not in done.stderr
