@@ -135,7 +135,7 @@ class _Run:
     def outputs(self, model: Model, what: str, extra: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Values of the graph outputs of `model`, or of the values named in `extra` instead."""
         self._progress(f"running {what}")
-        path, out = self.folder / "model.onnx", self.folder / "out.npz"
+        path, out = self.folder / model.path.name, self.folder / "out.npz"
         path.write_bytes(serialize(_with_outputs(model, extra) if extra else model.ir))
         facts = self._call(
             "explorer.runtime.sessions:run",
@@ -154,7 +154,7 @@ class _Run:
         if parameters > MAX_TRUTH_PARAMETERS:
             reason = f"the model has {parameters / 1e9:.1f} billion parameters, too many to hold in float64"
         else:
-            path, out = self.folder / "model.onnx", self.folder / "truth.npz"
+            path, out = self.folder / model.path.name, self.folder / "truth.npz"
             path.write_bytes(serialize(model.ir))
             try:
                 self._call("explorer.verify.truth:float64_outputs", {"model": str(path), "out_npz": str(out)}, model)

@@ -12,10 +12,10 @@ from attention_graphs import Meaning, Spelling, feeds_for, oracle, render, run_o
 from onnx import helper, numpy_helper
 
 from explorer.attention import recognise
-from explorer.errors import BlockError, PlanError
-from explorer.fusion import Plan, apply, choose
+from explorer.errors import BlockError, ModelError, PlanError
+from explorer.fusion import TARGETS, Plan, apply, choose
 from explorer.fusion.apply import PROVENANCE
-from explorer.model import Model, load
+from explorer.model import Model, TensorType, load
 from explorer.model.save import serialize
 
 
@@ -240,3 +240,21 @@ def test_the_fused_operator_is_listed_with_the_same_fields(samples: Path, tmp_pa
         assert [getattr(after, field) for field in fields] == [getattr(before, field) for field in fields]
         assert after.mask.kind == before.mask.kind == "none"
         assert choose(model, after, "auto")[0] == ""
+
+
+def test_a_flaw_of_the_source_itself_does_not_forbid_fusing(save) -> None:
+    """An output of unknown type is not valid ONNX, with or without the fusion."""
+    proto = render(Meaning())
+    proto.graph.node.append(helper.make_node("Foo", ["v"], ["foo"], name="foo", domain="my.ops"))
+    proto.graph.output.append(helper.make_tensor_value_info("foo", 1, None))
+    proto.opset_import.add(domain="my.ops", version=1)
+    assert fuse_all(load(save(proto))).op_counts()["MultiHeadAttention"] == 1
+
+
+def test_a_target_that_writes_an_invalid_graph_is_caught(save, monkeypatch) -> None:
+    def build(site):
+        return site.emit.node("Reshape", [site.value("q")], TensorType(None, None))
+
+    monkeypatch.setattr(TARGETS["mha"], "build", build)
+    with pytest.raises(ModelError, match="valid ONNX"):
+        fuse_all(load(save(render(Meaning()))))
