@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import onnx
 from attention_graphs import Meaning, Spelling, render
 from onnx import TensorProto, helper
@@ -44,3 +47,17 @@ def renamed(old: str, new: str, proto: onnx.ModelProto | None = None) -> onnx.Mo
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         value.name = value.name.replace(old, new)
     return proto
+
+
+ROOT = Path(__file__).parents[2]
+BLOCK_FIELDS = {
+    "id", "anchor", "status", "num_heads", "kv_num_heads", "head_size", "v_head_size", "scale", "mask", "softcap",
+    "casts", "nodes", "targets", "obstacles", "ort_reason",
+}  # fmt: skip
+
+
+def document(outcome) -> dict:
+    """The one document on stdout."""
+    found = json.loads(outcome.out)  # anything before or after it is an error
+    assert found["schema"] == 1
+    return found

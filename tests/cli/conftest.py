@@ -13,6 +13,7 @@ from attention_graphs import Meaning, Spelling, render
 
 from explorer import cli
 from explorer.runtime import Worker
+from explorer.verify import verdict as judgement
 
 
 class Shared:
@@ -86,3 +87,10 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """No error is small enough."""
+    monkeypatch.setattr(judgement, "ALLOWED_FACTOR", 0.0)
+    monkeypatch.setattr(judgement, "ALLOWED_FLOOR", dict.fromkeys(judgement.ALLOWED_FLOOR, -1.0))
