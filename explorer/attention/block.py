@@ -86,7 +86,7 @@ class MaskTerm:
 
     additive: logits + coefficient·value. boolean: logits where `value` equals `keep_when`, `fill` elsewhere.
     causal: as boolean, and the kept part is provably the lower triangle (key position ≤ query position, equal lengths).
-    `rank_shape` is the shape of the value, aligned to the right of [B, N, S, T].
+    `shape` is that of the value, aligned to the right of the logits' [B, N, S, T] (T: keys).
     """
 
     kind: Literal["additive", "boolean", "causal"]

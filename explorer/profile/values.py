@@ -20,6 +20,19 @@ Counts = tuple[tuple[str, int], ...]
 """(op type, number of nodes), the most frequent first."""
 
 
+class _Plain:
+    """A value whose JSON object is its fields, as they are."""
+
+    __slots__ = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload,no-any-return]  # its heirs are dataclasses
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**data)
+
+
 @dataclass(frozen=True, slots=True)
 class Latency:
     """The wall time of each timed run, in the order in which they ran."""
@@ -56,7 +69,7 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
+class Ratio(_Plain):
     """How many times faster: the first variant's median time over the last's, with its 95 % interval."""
 
     value: float
@@ -68,45 +81,24 @@ class Ratio:
         """The ratio of the medians, and its paired bootstrap interval under `seed`."""
         return cls(first.median_ms / last.median_ms, *ratio_interval(first.runs_ms, last.runs_ms, seed))
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**data)
-
 
 @dataclass(frozen=True, slots=True)
-class OpTime:
+class OpTime(_Plain):
     """All nodes of one type in one run: `time_us` together, `count` of them; means over several runs."""
 
     op_type: str
     time_us: float
     count: float
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**data)
-
 
 @dataclass(frozen=True, slots=True)
-class KernelDispatch:
+class KernelDispatch(_Plain):
     """The kernel ("CUDNN_FLASH_ATTENTION", "MATH", …) that an attention node ran with; dtype fp16, bf16 or fp32."""
 
     node: str
     operator: str
     kernel: str
     dtype: str
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
