@@ -112,7 +112,7 @@ def attribute_text(attribute: ir.Attr) -> str:
     value = attribute.value
     if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
         return "a graph"
-    if isinstance(value, ir.TensorProtocol):
+    if attribute.type == ir.AttributeType.TENSOR:
         dims = ", ".join(str(d) for d in value.shape)
         text = f"{dtype_name(value.dtype)}[{dims}]"
         return f"{text} = {value.numpy().tolist()}" if value.size <= _SHOWN_ELEMENTS else text

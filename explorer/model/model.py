@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from explorer.model.constants import Folder
-from explorer.model.types import Dim, TensorType
+from explorer.model.dims import Dim
+from explorer.model.types import TensorType
 
 __all__ = ["Dim", "Model", "TensorType"]
 
 _ONNX_DOMAINS = ("", "ai.onnx")
+# More than a chain of steps in bfloat16 can be off; less than any two scales that are meant to differ.
+_ROUNDING = 2**-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class Model:
         self.types = types
         self.notes = notes
         self._index = _index(model)
-        self._folder = Folder(self.type)
+        self._folder = Folder(self.type, model.ir_version)
+        self._exact_folder = Folder(self.type, model.ir_version, exact=True)
 
     @property
     def nodes(self) -> tuple[ir.Node, ...]:
@@ -89,7 +94,7 @@ class Model:
         return TensorType.of(value)
 
     def shape(self, value: ir.Value) -> tuple[Dim, ...] | None:
-        """Dimensions of `value`: an int, a symbol, or None for each one unknown; None if even the rank is unknown."""
+        """Dimensions of `value`, each a number or an expression over symbols; None if even the rank is unknown."""
         known = self.type(value)
         return None if known is None else known.shape
 
@@ -106,13 +111,22 @@ class Model:
         return None if value is None else self._folder.array(value, max_elements)
 
     def partial(self, value: ir.Value | None) -> np.ndarray | None:
-        """Like `constant` for a small shape-like value of which some elements may be symbols or None (object array)."""
+        """Like `constant` for a small shape-like value; elements of an object array may be expressions over symbols."""
         return None if value is None else self._folder.partial(value)
 
     def scalar(self, value: ir.Value | None) -> float | None:
-        """The one number that `value` always holds, or None."""
+        """The one number that `value` always holds, or None.
+
+        A number that the model computes from whole numbers (1/√64 in steps of float32 or float16) is given without the
+        rounding of those steps: it is the number that was meant.
+        """
         array = self.constant(value, max_elements=1)
-        return None if array is None or array.size != 1 else float(array.reshape(()))
+        if value is None or array is None or array.size != 1:
+            return None
+        number = float(array.reshape(()))
+        exact = self._exact_folder.array(value, 1)
+        meant = number if exact is None else float(exact.reshape(()))
+        return meant if math.isclose(meant, number, rel_tol=_ROUNDING) else number
 
     def op_counts(self) -> dict[str, int]:
         """How many nodes of each op type, most frequent first."""
@@ -120,16 +134,19 @@ class Model:
 
 
 def _index(model: ir.Model) -> _Index:
-    nodes = tuple(model.graph.all_nodes())
-    taken = Counter(node.name for node in nodes if node.name)
+    graphs: list[ir.Graph] = []
+    nodes: list[ir.Node] = []
+    _walk(model.graph, graphs, nodes)
+    names = [node.name or "" for node in nodes]
+    taken = Counter(names)
     key_of: dict[int, str] = {}
     by_key: dict[str, ir.Node] = {}
     by_value: dict[str, ir.Value] = {}
-    for graph in model.graphs():
+    for graph in graphs:
         for value in (*graph.inputs, *graph.initializers.values()):
             by_value.setdefault(value.name or "", value)
-    for node in nodes:
-        key = node.name if node.name and taken[node.name] == 1 else ""
+    for name, node in zip(names, nodes, strict=True):
+        key = name if name and taken[name] == 1 else ""
         if not key:
             key = _made_up_key(node)
             while key in by_key or key in taken:
@@ -139,7 +156,20 @@ def _index(model: ir.Model) -> _Index:
         for value in node.outputs:
             by_value.setdefault(value.name or "", value)
     by_value.pop("", None)
-    return _Index(nodes, key_of, by_key, by_value)
+    return _Index(tuple(nodes), key_of, by_key, by_value)
+
+
+def _walk(graph: ir.Graph, graphs: list[ir.Graph], nodes: list[ir.Node]) -> None:
+    """Collect `graph` and its nodes, each followed by the graphs and nodes inside it."""
+    graphs.append(graph)
+    for node in graph:
+        nodes.append(node)
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                _walk(attribute.as_graph(), graphs, nodes)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for body in attribute.as_graphs():
+                    _walk(body, graphs, nodes)
 
 
 def _made_up_key(node: ir.Node) -> str:

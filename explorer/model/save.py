@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from explorer.errors import ExportError
+from explorer.model.causes import first_cause
 
 # protobuf cannot hold more in one message
 _MAX_PROTO_BYTES = 2**31 - 1
@@ -19,7 +20,8 @@ _MAX_PROTO_BYTES = 2**31 - 1
 def serialize(model: ir.Model) -> bytes:
     """The model as the bytes of an .onnx file; tensors that live in external files are referred to, not read.
 
-    The same model gives the same bytes. ExportError if its inline weights exceed the 2 GB that one file can hold.
+    The same model gives the same bytes. ExportError if its inline weights exceed the 2 GB that one file can hold, or
+    what its source says of a node is no text.
     """
     inline = sum(
         tensor.nbytes
@@ -32,7 +34,12 @@ def serialize(model: ir.Model) -> bytes:
             f"expected at most 2 GB in one ONNX file, found {inline / 1e9:.1f} GB of weights: "
             "store the weights of the source as external data and open that"
         )
-    proto: onnx.ModelProto = ir.to_proto(model)
+    try:
+        proto: onnx.ModelProto = ir.to_proto(model)
+    except ir.serde.SerdeError as error:
+        raise ExportError(
+            f"expected a graph that can be written, found: {first_cause(error)}: the source is damaged"
+        ) from None
     return bytes(proto.SerializeToString(deterministic=True))
 
 
@@ -41,11 +48,29 @@ def has_external_data(model: ir.Model) -> bool:
     return any(_external(model))
 
 
+def data_folder(model: ir.Model) -> Path | None:
+    """The folder of the files that hold weights of `model`, None if it has none: where a session must look for them.
+
+    It need not be the folder of the model's path, which may be a link.
+    """
+    return next((Path(tensor.base_dir) for tensor in _external(model)), None)
+
+
 def _external(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                yield value.const_value
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        yield from _external_in(graph)
+
+
+def _external_in(graph: ir.Graph) -> Iterator[ir.ExternalTensor]:
+    for value in graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield value.const_value
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                yield attribute.value
+            elif attribute.type == ir.AttributeType.GRAPH and not attribute.is_ref():
+                yield from _external_in(attribute.as_graph())
 
 
 def external_files(model: ir.Model) -> set[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import onnx
 import onnx_ir as ir
 
@@ -29,14 +31,20 @@ def skeleton(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def skeleton_of(model: ir.Model) -> onnx.ModelProto:
     """The same for an onnx_ir model, which is left as it is."""
-    bare = model.clone()
-    graph = bare.graph
-    for name, value in list(graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is not None and (isinstance(tensor, ir.ExternalTensor) or tensor.nbytes > _KEEP_BYTES):
-            graph.initializers.pop(name)
-            value.const_value = None
-            if not value.is_graph_input():
-                graph.inputs.append(value)
-    proto: onnx.ModelProto = ir.to_proto(bare)
-    return proto
+    graph = model.graph
+    stored = [(value, value.const_value) for value in graph.initializers.values()]
+    kept = [value for value, tensor in stored if tensor is not None and _is_small(tensor)]
+    given = {value.name for value in (*graph.inputs, *kept)}
+    weights = [value for value, _ in stored if value.name not in given]
+    view = ir.GraphView(
+        (*graph.inputs, *weights), graph.outputs, nodes=tuple(graph), initializers=kept, name=graph.name
+    )
+    # A view is all that serialization asks for, but says so of itself in other types
+    bare = onnx.ModelProto(ir_version=model.ir_version, graph=ir.to_proto(cast(ir.GraphViewProtocol, view)))
+    bare.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in model.opset_imports.items())
+    bare.functions.extend(ir.serde.serialize_function(function) for function in model.functions.values())
+    return bare
+
+
+def _is_small(tensor: ir.TensorProtocol) -> bool:
+    return not isinstance(tensor, ir.ExternalTensor) and tensor.nbytes <= _KEEP_BYTES

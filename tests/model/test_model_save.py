@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -79,6 +80,13 @@ class TestRoundTrip:
             sys.modules["explorer.model.save"], "_MAX_PROTO_BYTES", 15
         )  # the name `save` is the function
         with pytest.raises(ExportError, match=r"at most 2 GB.*external data"):
+            serialize(model.ir)
+
+    def test_remarks_of_the_source_that_are_no_text(self, write):
+        proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 17]> {NEG}')
+        proto.graph.node[0].metadata_props.add(key="k", value="remark")
+        model = load(write(proto.SerializeToString().replace(b"remark", b"rem\xf2rk")))
+        with pytest.raises(ExportError, match="damaged"):
             serialize(model.ir)
 
     def test_returns_the_path(self, opened, folder):

@@ -10,9 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from explorer.model import TensorType, describe, dtype_name, load
+from explorer.model.dims import is_known
 from explorer.model.save import serialize
 
 GB = 1 << 30
+HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
 
 
 def test_symbols_and_unknown_dimensions(opened):
@@ -20,10 +22,52 @@ def test_symbols_and_unknown_dimensions(opened):
         "g (float[batch, seq, 8] x, float[batch, ?, 8] z) => (float y) { a = Relu (x) b = Relu (z) y = Size (a) }"
     )
     assert model.shape(model.value("a")) == ("batch", "seq", 8)
-    first, second, third = model.shape(model.value("b"))
-    assert (first, third) == ("batch", 8)
-    assert not isinstance(second, int)
+    assert model.shape(model.value("b")) == ("batch", "z.1", 8), "what an input leaves open is a symbol of its own"
     assert model.shape(model.value("y")) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("float[past + 1, 2*batch] x", ("past + 1", "2*batch")),
+        ("float[batch size, ?] x", ("'batch size'", "x.1")),
+    ],
+)
+def test_names_of_dimensions_are_read_as_expressions(write, text, shape):
+    names = text[text.index("[") + 1 : text.index("]")].split(", ")
+    proto = onnx.parser.parse_model(HEADER + "g (float[a, b] x) => (float[a, b] y) { y = Neg (x) }")
+    for info in (proto.graph.input[0], proto.graph.output[0]):
+        for dim, name in zip(info.type.tensor_type.shape.dim, names, strict=True):
+            dim.dim_param = name
+    model = load(write(proto))
+    assert model.shape(model.value("x")) == model.shape(model.value("y")) == shape
+
+
+@pytest.mark.parametrize(("size", "name", "shape"), [(-1, "", "x.0"), (None, "", "x.0"), (None, "5", 5), (7, "", 7)])
+def test_sizes_that_files_leave_open(write, size, name, shape):
+    proto = onnx.parser.parse_model(HEADER + "g (float[a] x) => (float[b] y) { y = Neg (x) }")
+    dim = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    dim.ClearField("value")
+    if size is not None:
+        dim.dim_value = size
+    elif name:
+        dim.dim_param = name
+    model = load(write(proto))
+    assert model.shape(model.value("x")) == model.shape(model.value("y")) == (shape,)
+
+
+def test_names_that_an_exporter_made_up_are_unknown_but_the_same_everywhere(opened):
+    model = opened(
+        """g (float[N, 4] x) => (float[Magicy_dim_0, 4] y, float[Magicy_dim_0] z)
+             <float[Magicy_dim_0, 4] a>
+             { a = other.org.Magic (x) y = Neg (a) z = other.org.Sum (a) }""",
+        header='<ir_version: 8, opset_import: ["" : 17, "other.org" : 1]>',
+    )
+    first, second = model.shape(model.value("y"))
+    assert second == 4
+    assert not is_known(first)
+    assert (first,) == model.shape(model.value("z"))
+    assert str(model.type(model.value("y"))) == "float32[?, 4]"
 
 
 def test_inference_follows_shape_arithmetic(opened):
@@ -50,7 +94,7 @@ def test_what_is_found_is_not_written_back(opened):
 )  # fmt: skip
 def test_names_of_element_types(dtype, name):
     assert dtype_name(ir.DataType[dtype]) == name
-    assert str(TensorType(ir.DataType[dtype], (2, "n", None))) == f"{name}[2, n, ?]"
+    assert str(TensorType(ir.DataType[dtype], (2, "n", "?7"))) == f"{name}[2, n, ?]"
 
 
 def test_unknown_types_are_said_to_be_unknown(opened):
