@@ -1,31 +1,41 @@
 """What recognition returns: `Block` and the values it is made of. Plain frozen data; names refer to the scanned model.
 
-Axes are written with one letter each, as everywhere in the field: B batch, N heads, S sequence, H head size (for a
-key or value, S is the length attended to). A `Layout` is a tuple with one string per tensor axis, each naming what is
-merged on that axis, outermost first: ("B", "N", "S", "H") is BNSH, ("B", "S", "NH") is BSD.
+Axes are written with one letter each: B batch, N heads, S query positions, T key positions, H head size of query and
+key, V head size of value and output. Where exporters split one of these, it takes several letters: batch "BW" (windows
+folded into the batch), heads "GR" (G key heads, each read by R query heads). A `Layout` is a tuple with one string per
+tensor axis, naming what is merged on that axis, outermost first: ("B", "N", "S", "H") is BNSH, ("B", "S", "NH") is BSD;
+"" is an axis of size 1 on which nothing lies.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Layout = tuple[str, ...]
+from explorer.model import Dim
+from explorer.model.dims import multiply
 
-BNSH: Layout = ("B", "N", "S", "H")
-BNHS: Layout = ("B", "N", "H", "S")
-BSNH: Layout = ("B", "S", "N", "H")
-BSD: Layout = ("B", "S", "NH")
+Layout = tuple[str, ...]
 
 Status = Literal["fusable", "blocked", "fused"]
 MaskKind = Literal["none", "additive", "boolean", "causal", "padding", "causal+padding"]
-Role = Literal["qk", "cast", "scale", "mask", "softcap", "softmax", "guard", "pv", "layout", "merge", "fused"]
+Role = Literal[
+    "qk", "cast", "scale", "mask", "softcap", "softmax", "guard", "pv", "layout", "merge", "repeat", "shape", "fused"
+]
 
 
 def layout_name(layout: Layout) -> str:
-    """`("B","S","NH")` → "BSD", `("BN","S","H")` → "(BN)SH"."""
-    return "".join("D" if axis == "NH" else axis if len(axis) == 1 else f"({axis or '1'})" for axis in layout)
+    """The field's name of a layout: `("B","S","NH")` → "BSD", `("BN","T","H")` → "(BN)SH"."""
+    return "".join(_axis_name(axis) for axis in layout)
+
+
+def _axis_name(axis: str) -> str:
+    common = axis.replace("T", "S").replace("V", "H")
+    if common == "NH":
+        return "D"
+    return common if len(common) == 1 else f"({common or '1'})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +66,29 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One value that holds an operand: operand = scale · value, its axes as `layout` says."""
+    """One value that holds an operand: operand = scale · value, its axes as `layout` says.
+
+    A layout without some letters of the block is repeated along them: a key without R serves R query heads each.
+    """
 
     value: str
     layout: Layout
     scale: float = 1.0
+    dtype: str = ""
+
+    @property
+    def letters(self) -> str:
+        """All letters of the layout, outermost first."""
+        return "".join(self.layout)
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
     """Query, key or value of a block, as seen at each step upstream of the product.
 
-    `views[0]` is what the product itself reads, `views[-1]` the value furthest upstream from which only scalar factors,
-    Transposes and Reshapes lead to it. `traits` names what was done to it before (rope, norm).
+    `views[0]` is the one nearest to the product in the block's element type, `views[-1]` the value furthest upstream
+    from which only scalar factors, Casts, repeats, Transposes and Reshapes lead to it. `traits` names what was done to
+    it before (rope, norm).
     """
 
     views: tuple[View, ...]
@@ -79,23 +99,43 @@ class Operand:
         """The view furthest upstream."""
         return self.views[-1]
 
+    def whole(self, letters: Iterable[str]) -> tuple[View, ...]:
+        """The views that have exactly these letters, in whatever order."""
+        wanted = sorted(letters)
+        return tuple(view for view in self.views if sorted(view.letters) == wanted)
+
 
 @dataclass(frozen=True, slots=True)
 class MaskTerm:
     """One contribution to the mask.
 
     additive: logits + coefficient·value. boolean: logits where `value` equals `keep_when`, `fill` elsewhere.
-    causal: as boolean, and the kept part is provably the lower triangle (key position ≤ query position, equal lengths).
-    `shape` is that of the value, aligned to the right of the logits' [B, N, S, T] (T: keys).
+    causal: keeps a key at or before the query's position, with provably as many keys as queries, and fills the rest
+    with `fill`; whether `value` is boolean (then `keep_when` holds) or numbers to add says its `dtype`.
+    `shape` is that of the value, aligned to the right of the logits' axes, which `layout` names.
     """
 
     kind: Literal["additive", "boolean", "causal"]
     value: str
-    shape: tuple[int | str | None, ...]
+    shape: tuple[Dim, ...]
+    layout: Layout
     dtype: str
     coefficient: float = 1.0
     fill: float = 0.0
     keep_when: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A factor on the logits that is the same for all keys (one per head, say), so that it may as well act on Q.
+
+    `shape` is that of the value, aligned to the right of the logits' axes, which `layout` names.
+    """
+
+    value: str
+    shape: tuple[Dim, ...]
+    layout: Layout
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +170,31 @@ class Block:
     key: Operand | None = None
     value: Operand | None = None
     output: View | None = None
+    batch: str = "B"
+    """Letters of the batch, outermost first."""
+    heads: str = "N"
+    """Letters of the query's heads."""
+    kv_heads: str = "N"
+    """Those of `heads` that key and value have, too; along the others they are repeated."""
+    rows: str = "S"
+    """Letters of the query's positions."""
+    keys: str = "T"
+    """Letters of the key's positions."""
+    sizes: tuple[tuple[str, Dim], ...] = ()
+    """Size of each letter."""
+    taken_for: tuple[tuple[str, Dim], ...] = ()
+    """Dimensions that a mask might enlarge, and the sizes of the logits that they are taken for."""
     num_heads: int | None = None
     kv_num_heads: int | None = None
     head_size: int | None = None
     v_head_size: int | None = None
     scale: float | None = None
+    factor: Factor | None = None
+    """What the logits are multiplied by beside `scale`, if that is no constant number."""
     mask: Mask = field(default_factory=Mask)
     softcap: float | None = None
+    nan_guard: bool = False
+    """True if a query that may see no key gets zeros (a guard behind the softmax) and not NaN."""
     dtype: str = ""
     """Element type of Q, K and V."""
     softmax_dtype: str = ""
@@ -165,3 +223,18 @@ class Block:
     def role(self, name: str) -> Role | None:
         """The part that node `name` plays in this block, or None if it is not in its region."""
         return next((node.role for node in self.region if node.name == name), None)
+
+    def size(self, letters: str) -> Dim:
+        """Size of an axis on which these letters are merged."""
+        return merged_size(letters, dict(self.sizes))
+
+    def term_layout(self, term: MaskTerm | Factor) -> Layout:
+        """The axes of the value of a mask or factor: a group of letters for each, "" where it has one entry for all."""
+        groups = term.layout[len(term.layout) - len(term.shape) :]
+        pairs = zip(groups, term.shape, strict=True)
+        return tuple("" if dim == 1 and self.size(group) != 1 else group for group, dim in pairs)
+
+
+def merged_size(letters: str, sizes: Mapping[str, Dim]) -> Dim:
+    """Size of an axis on which several letters are merged."""
+    return multiply(*(sizes[letter] for letter in letters))

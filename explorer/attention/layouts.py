@@ -1,150 +1,161 @@
-"""How an operand's axes move through Transpose and Reshape, proved with sizes that may be symbols.
+"""How axes move through Transpose and Reshape, proved with sizes that may be expressions over symbols.
 
 A layout travels through a Transpose by permuting its axes. Through a Reshape it travels by regrouping: the letters keep
 their order (a Reshape never moves data), only the boundaries between axes change. Which letters fall on which axis is
-decided by sizes: a group fits a dimension if the product of its letters' sizes is provably that dimension.
+decided by sizes. Where a boundary falls inside a letter (batch and heads were one axis so far), the letter is split in
+two for good: everything known about it is from then on read with its parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from explorer.attention.block import Layout
+from explorer.attention.block import Layout, merged_size
 from explorer.model import Dim, Model
 from explorer.model.constants import attribute
+from explorer.model.dims import divide, is_known, multiply, normal
 
-Sizes = Mapping[str, Dim]
-"""Size of each letter: an int, a symbol, or None if unknown."""
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-
-def permute(layout: Layout, perm: Sequence[int]) -> Layout:
-    """The layout after Transpose(perm)."""
-    return tuple(layout[axis] for axis in perm)
-
-
-def unpermute(layout: Layout, perm: Sequence[int]) -> Layout:
-    """The layout that Transpose(perm) turned into `layout`."""
-    before = [""] * len(layout)
-    for to, axis in enumerate(perm):
-        before[axis] = layout[to]
-    return tuple(before)
+MaySplit = Callable[[str], bool]
+_Pieces = tuple[tuple[str, Dim], ...]
+"""Letters, or parts of letters, with their sizes."""
 
 
-def regroup(layout: Layout, dims: Sequence[Dim], sizes: Sizes) -> Layout | None:
-    """The layout of the same data seen with dimensions `dims`, or None if that is not provable.
+@dataclass
+class Axes:
+    """The letters of one block while it is read, their sizes, and how they were split."""
 
-    One unknown dimension is allowed: the others leave it nothing but the remaining letters. A symbol that is no
-    letter's size is as good as unknown.
-    """
-    symbols = set(sizes.values())
-    dims = [None if isinstance(dim, str) and dim not in symbols else dim for dim in dims]
-    if sum(dim is None for dim in dims) > 1:
-        return None
-    return _fit("".join(layout), tuple(dims), sizes)
+    sizes: dict[str, Dim] = field(default_factory=dict)
+    _parts: dict[str, str] = field(default_factory=dict)
+    taken_for: tuple[tuple[str, Dim], ...] = ()
+    """Dimensions that are read as others (see `take_for`)."""
+
+    def new(self, size: Dim) -> str:
+        """A letter of its own for an axis of this size."""
+        letter = _LETTERS[len(self.sizes)]
+        self.sizes[letter] = size
+        return letter
+
+    def now(self, letters: str) -> str:
+        """`letters` with each split one replaced by its parts."""
+        return "".join(self.now(self._parts[letter]) if letter in self._parts else letter for letter in letters)
+
+    def current(self, layout: Layout) -> Layout:
+        """`layout` read with the letters as they are now."""
+        return tuple(self.now(axis) for axis in layout)
+
+    def size(self, letters: str) -> Dim:
+        """Size of an axis on which these letters are merged."""
+        return merged_size(letters, self.sizes)
+
+    def split(self, letter: str, sizes: Sequence[Dim]) -> str:
+        """Split a letter into parts of these sizes, outermost first; returns the parts."""
+        if len(sizes) > 1:
+            self._parts[letter] = "".join(self.new(size) for size in sizes)
+        return self.now(letter)
+
+    def take_for(self, dim: Dim, size: Dim) -> None:
+        """Read the dimension `dim`, which is at least `size`, as `size` from here on."""
+        if isinstance(dim, str):
+            self.taken_for = (*self.taken_for, (dim, size))
+
+    def regroup(self, layout: Layout, dims: Sequence[Dim], may_split: MaySplit) -> Layout | None:
+        """The layout of the same data seen with dimensions `dims`, or None if that is not provable.
+
+        Letters are split where a boundary demands it and `may_split` allows it.
+        """
+        letters = "".join(self.current(layout))
+        pieces = tuple((letter, self.sizes[letter]) for letter in letters)
+        found = _fit(pieces, tuple(self._resolved(letters, dims)), may_split)
+        if found is None:
+            return None
+        for letter in letters:
+            self.split(letter, [size for group in found for name, size in group if name == letter])
+        parts = iter(self.now(letters))
+        return tuple("".join(next(parts) for _ in group) for group in found)
+
+    def _resolved(self, letters: str, dims: Sequence[Dim]) -> list[Dim]:
+        """`dims` with one that nobody knows replaced by what the others leave it."""
+        dims = [taken(dim, self.taken_for) for dim in dims]
+        sizes = {self.sizes[letter] for letter in letters}
+        unknown = [axis for axis, dim in enumerate(dims) if not is_known(dim) and dim not in sizes]
+        if len(unknown) != 1:
+            return list(dims)
+        others = multiply(*(dim for axis, dim in enumerate(dims) if axis != unknown[0]))
+        rest = divide(self.size(letters), others)
+        return [rest if axis == unknown[0] and rest is not None else dim for axis, dim in enumerate(dims)]
 
 
-def _fit(letters: str, dims: tuple[Dim, ...], sizes: Sizes) -> Layout | None:
+def taken(dim: Dim, taken_for: Iterable[tuple[str, Dim]]) -> Dim:
+    """`dim` with each of the dimensions in `taken_for` replaced by the size beside it."""
+    for larger, size in taken_for:
+        if isinstance(dim, str) and larger in dim:
+            dim = normal(dim.replace(larger, f"({size})"))
+    return dim
+
+
+def _fit(pieces: _Pieces, dims: tuple[Dim, ...], may_split: MaySplit) -> list[_Pieces] | None:
+    """`pieces` in one group per dimension, so that the sizes agree; None if they do not."""
     if not dims:
-        return () if not letters else None
+        return None if pieces else []
     first, rest = dims[0], dims[1:]
     # An axis of size 1 may hold a letter of size 1 or none at all: one letter or more is tried first.
-    for count in (*range(1, len(letters) + 1), 0):
-        group = letters[:count]
-        if first is not None and _product(group, sizes) != _normal(first):
+    for count in (*range(1, len(pieces) + 1), 0):
+        if multiply(*(size for _, size in pieces[:count])) == first:
+            tail = _fit(pieces[count:], rest, may_split)
+            if tail is not None:
+                return [pieces[:count], *tail]
+    for count, (letter, size) in enumerate(pieces):
+        outer = divide(first, multiply(*(size for _, size in pieces[:count])))
+        inner = None if outer in (None, 1) else divide(size, outer)
+        if outer is None or inner in (None, 1) or not may_split(letter):
             continue
-        tail = _fit(letters[count:], rest, sizes)
+        tail = _fit(((letter, inner), *pieces[count + 1 :]), rest, may_split)
         if tail is not None:
-            return (group, *tail)
+            return [(*pieces[:count], (letter, outer)), *tail]
     return None
-
-
-def _product(group: str, sizes: Sizes) -> tuple[int, tuple[str, ...]] | None:
-    """The size of a merged axis as (integer factor, sorted symbols), or None if a letter's size is unknown."""
-    factor, symbols = 1, []
-    for letter in group:
-        size = sizes.get(letter)
-        if size is None:
-            return None
-        if isinstance(size, int):
-            factor *= size
-        else:
-            symbols.append(size)
-    return factor, tuple(sorted(symbols))
-
-
-def _normal(dim: Dim) -> tuple[int, tuple[str, ...]]:
-    return (dim, ()) if isinstance(dim, int) else (1, (str(dim),))
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A Transpose or Reshape that a layout can be followed through, in either direction."""
+    """A node that only rearranges its first input: a Transpose (`perm`) or any kind of Reshape."""
 
     node: ir.Node
     perm: tuple[int, ...] | None
     before: tuple[Dim, ...]
     after: tuple[Dim, ...]
 
-    def backward(self, layout: Layout, sizes: Sizes) -> Layout | None:
-        """Layout of the node's input, given that of its output."""
-        if self.perm is not None:
-            return unpermute(layout, self.perm) if len(layout) == len(self.perm) else None
-        aligned = self._aligned(layout, self.after, self.before)
-        return regroup(layout, self.before, sizes) or aligned
-
-    def forward(self, layout: Layout, sizes: Sizes) -> Layout | None:
-        """Layout of the node's output, given that of its input."""
-        if self.perm is not None:
-            return permute(layout, self.perm) if len(layout) == len(self.perm) else None
-        aligned = self._aligned(layout, self.before, self.after)
-        return regroup(layout, self.after, sizes) or aligned
-
-    @staticmethod
-    def _aligned(layout: Layout, known: tuple[Dim, ...], wanted: tuple[Dim, ...]) -> Layout | None:
-        """Equal leading dimensions hold the same letters, whatever their size; one last axis takes all the rest."""
-        same = 0
-        while same < min(len(known), len(wanted)) and known[same] is not None and known[same] == wanted[same]:
-            same += 1
-        if len(layout) != len(known) or same + 1 != len(wanted):
+    def backward(self, axes: Axes, layout: Layout, may_split: MaySplit) -> Layout | None:
+        """Layout of the node's input, given that of its output; None if it cannot be told."""
+        if self.perm is None:
+            return axes.regroup(layout, self.before, may_split)
+        if len(layout) != len(self.perm):
             return None
-        return (*layout[:same], "".join(layout[same:]))
+        return tuple(layout[self.perm.index(axis)] for axis in range(len(self.perm)))
+
+    def forward(self, axes: Axes, layout: Layout, may_split: MaySplit) -> Layout | None:
+        """Layout of the node's output, given that of its input; None if it cannot be told."""
+        if self.perm is None:
+            return axes.regroup(layout, self.after, may_split)
+        return tuple(layout[axis] for axis in self.perm) if len(layout) == len(self.perm) else None
 
 
 def move(model: Model, node: ir.Node) -> Move | None:
-    """The Move that `node` is, or None if it is no layout node or its effect is unknown."""
+    """The Move that `node` is, or None if it is none or its shapes are unknown."""
     if node.domain not in ("", "ai.onnx") or not node.inputs or node.inputs[0] is None:
         return None
-    source, result = node.inputs[0], node.outputs[0]
-    before, after = model.shape(source), model.shape(result)
+    before, after = model.shape(node.inputs[0]), model.shape(node.outputs[0])
     if node.op_type == "Transpose":
         perm = attribute(node, "perm", None)
         if perm is None and before is not None:
             perm = tuple(reversed(range(len(before))))
-        return None if perm is None else Move(node, tuple(perm), (), ())
-    if node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Flatten"):
-        if before is None and after is None:
+        if perm is None or sorted(perm) != list(range(len(perm))):
             return None
-        return _reshape(model, node, before, after)
+        return Move(node, tuple(perm), (), ())
+    if node.op_type in ("Reshape", "Squeeze", "Unsqueeze", "Flatten") and before is not None and after is not None:
+        return Move(node, None, before, after)
     return None
-
-
-def _reshape(model: Model, node: ir.Node, before: tuple[Dim, ...] | None, after: tuple[Dim, ...] | None) -> Move | None:
-    """Complete the two shapes of a Reshape by what its target says: 0 copies a dimension, so both sides are equal."""
-    target = model.partial(node.inputs[1]) if node.op_type == "Reshape" and len(node.inputs) > 1 else None
-    if target is None:
-        return None if before is None or after is None else Move(node, None, before, after)
-    wanted: list[Dim] = list(after) if after is not None else [None] * len(target)
-    known: list[Dim] = list(before) if before is not None else []
-    if not known or len(wanted) != len(target):
-        return None
-    for axis, dim in enumerate(target):
-        if dim == 0 and not attribute(node, "allowzero", 0) and axis < len(known):
-            # unknown on both sides, yet the same: a symbol that stands for it nowhere else
-            same = known[axis] if known[axis] is not None else wanted[axis]
-            known[axis] = wanted[axis] = same if same is not None else f"{node.name or id(node)}:{axis}"
-        elif wanted[axis] is None and dim is not None and dim != -1:
-            wanted[axis] = int(dim) if isinstance(dim, int) else str(dim)
-    return Move(node, None, tuple(known), tuple(wanted))

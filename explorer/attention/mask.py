@@ -1,160 +1,198 @@
-"""Masks on the logits: what is added, what is replaced, and when a boolean one is provably causal."""
+"""Masks on the logits: what is added, what is replaced, what is provably causal, and the word for all of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import onnx_ir as ir
 
-from explorer.attention.block import Mask, MaskKind, MaskTerm
-from explorer.attention.walk import is_op, name_of
-from explorer.model import Model, dtype_name
+from explorer.attention.block import Layout, Mask, MaskKind, MaskTerm
+from explorer.attention.mask_cases import Element, as_cases, plain
+from explorer.attention.mask_elements import Elements, is_computed
+from explorer.attention.mask_positions import covers
+from explorer.attention.mask_predicates import FALSE, Affine, Condition, Sizes, at_least_zero, equivalent
+from explorer.attention.mask_probe import VANISHING, nature
+from explorer.attention.walk import name_of
+from explorer.model import Dim, Model, dtype_name
 
-# A fill at or below this makes a position vanish from softmax in every float type (fp16 ends at −65504).
-_VANISHING = -1e4
-# Masks come from a handful of nodes; the walk up to a model's input stops well before the whole graph.
-_MAX_MASK_NODES = 64
-_TRIANGLE_ELEMENTS = 1 << 24
 
+def additive_term(
+    model: Model, value: ir.Value, coefficient: float, layout: Layout, logits: ir.Value | None = None
+) -> MaskTerm | None:
+    """The term coefficient·value that is added to the logits, whose axes are `layout`; None if its type is unknown.
 
-def additive_term(model: Model, value: ir.Value, coefficient: float) -> MaskTerm | None:
-    """The term coefficient·value that is added to the logits, or None if its element type is unknown."""
+    Its kind is "causal" if it provably adds 0 where the key is at or before the query and a number that vanishes
+    elsewhere: `value` and `coefficient` hold as for an additive term, `fill` is that number (its largest, times the
+    coefficient). Only the shape of `logits` shows that nothing is broadcast: without them nothing is called causal.
+    """
     dtype = model.dtype(value)
     if dtype is None:
         return None
-    shape = model.shape(value)
-    return MaskTerm("additive", name_of(value), () if shape is None else shape, dtype_name(dtype), coefficient)
+    shape = model.shape(value) or ()
+    fill = None if logits is None else _causal_fill(model, value, coefficient, layout, logits)
+    return MaskTerm(
+        kind="additive" if fill is None else "causal",
+        value=name_of(value),
+        shape=shape,
+        layout=layout,
+        dtype=dtype_name(dtype),
+        coefficient=coefficient,
+        fill=0.0 if fill is None else fill,
+    )
 
 
-def boolean_term(model: Model, where: ir.Node, logits: ir.Value, coefficient: float) -> MaskTerm | None:
-    """The boolean mask that a Where is, if one branch is the logits and the other makes them vanish; else None."""
+def boolean_term(model: Model, where: ir.Node, logits: ir.Value, coefficient: float, layout: Layout) -> MaskTerm | None:
+    """The boolean mask that a Where on logits of axes `layout` is; None if its other branch does not make them vanish.
+
+    Its kind is "causal" if it provably keeps a key exactly if that is at or before the query.
+    """
     condition, if_true, if_false = where.inputs
     if condition is None:
         return None
     keep_when = if_true is logits
-    fill = model.scalar(if_false if keep_when else if_true)
-    if fill is None or coefficient <= 0 or fill * coefficient > _VANISHING:
+    fill = _largest(model, if_false if keep_when else if_true)
+    if fill is None or coefficient <= 0 or fill * coefficient > VANISHING:
         return None
-    causal = keep_when and is_causal(model, condition)
-    shape = model.shape(condition)
     return MaskTerm(
-        kind="causal" if causal else "boolean",
+        kind="causal" if is_causal(model, condition, logits, layout, keep_when) else "boolean",
         value=name_of(condition),
-        shape=() if shape is None else shape,
+        shape=model.shape(condition) or (),
+        layout=layout,
         dtype="bool",
         fill=fill * coefficient,
         keep_when=keep_when,
     )
 
 
-def is_causal(model: Model, condition: ir.Value) -> bool:
-    """True if `condition` is provably the lower triangle of a square of equal query and key lengths.
+def is_zero(model: Model, value: ir.Value) -> bool:
+    """True if all elements of `value` are provably 0 (or false)."""
+    view = _View.of(model, value)
+    return view is not None and [plain(leaf) for leaf, _ in as_cases(view.element).parts] == [0]
 
-    Known: a constant triangle, or the upper left corner that Slices to one and the same length cut out of one.
+
+def is_causal(model: Model, condition: ir.Value, logits: ir.Value, layout: Layout, keep_when: bool = True) -> bool:
+    """True if `condition` is `keep_when` provably exactly where key position ≤ query position, in a square.
+
+    `layout` names the axes of the logits; S and T are queries and keys.
     """
-    cuts: list[tuple[int, ir.Value]] = []
-    value = condition
-    while is_op(node := value.producer(), "Slice", "Cast"):
-        assert node is not None
-        if node.op_type == "Slice":
-            cut = _corner(model, node)
-            if cut is None:
-                return False
-            cuts.append(cut)
-        source = node.inputs[0]
-        if source is None:
+    view = _View.of(model, condition, layout)
+    triangle = None if view is None else view.triangle(model.shape(logits))
+    if view is None or triangle is None or not isinstance(view.element, Condition):
+        return False
+    kept = view.element if keep_when else ~view.element
+    return equivalent(kept, triangle, view.sizes)
+
+
+def _causal_fill(model: Model, value: ir.Value, coefficient: float, layout: Layout, logits: ir.Value) -> float | None:
+    """What an additive causal mask adds to hidden logits; None if it is not provably one."""
+    view = _View.of(model, value, layout)
+    triangle = None if view is None else view.triangle(model.shape(logits))
+    if view is None or triangle is None:
+        return None
+    kept, fills = FALSE, []
+    for leaf, where in as_cases(view.element).parts:
+        added = plain(leaf)
+        if added == 0:
+            kept = where
+        elif added is None or not added * coefficient <= VANISHING:
+            return None
+        else:
+            fills.append(added * coefficient)
+    return max(fills) if fills and equivalent(kept, triangle, view.sizes) else None
+
+
+def is_gate(model: Model, factor: ir.Value, term: MaskTerm) -> bool:
+    """True if `factor` is 1 wherever `term`, which is added to the same logits, hides nothing.
+
+    Multiplying by it then changes only logits that the mask hides anyway.
+    """
+    gate, mask = _View.of(model, factor, term.layout), _View.of(model, model.value(term.value), term.layout)
+    if gate is None or mask is None or gate.shape != mask.shape:
+        return False
+    kept, one = FALSE, FALSE
+    for leaf, where in as_cases(mask.element).parts:
+        added = plain(leaf)
+        if added is None or (added != 0 and not added * term.coefficient <= VANISHING):
             return False
-        value = source
-    triangle = model.constant(value, _TRIANGLE_ELEMENTS)
-    if triangle is None or triangle.ndim < 2 or any(size != 1 for size in triangle.shape[:-2]):
-        return False
-    # A single entry would be broadcast: it hides everything or nothing
-    if triangle.shape[-1] != triangle.shape[-2] or triangle.shape[-1] == 1:
-        return False
-    if not np.array_equal(triangle.reshape(triangle.shape[-2:]).astype(bool), np.tri(*triangle.shape[-2:]) > 0):
-        return False
-    ends: dict[int, ir.Value | int] = {-2: triangle.shape[-2], -1: triangle.shape[-1]}
-    cut_axes = [axis - triangle.ndim if axis >= 0 else axis for axis, _ in cuts]
-    if any(axis not in ends for axis in cut_axes) or len(set(cut_axes)) != len(cut_axes):
-        return False
-    ends.update(zip(cut_axes, (end for _, end in cuts), strict=True))
-    return same_number(model, ends[-2], ends[-1]) and _number(model, ends[-1]) != 1
+        kept = where if added == 0 else kept
+    for leaf, where in as_cases(gate.element).parts:
+        one = where if plain(leaf) == 1 else one
+    return equivalent(kept & ~one, FALSE, mask.sizes)
 
 
-def _corner(model: Model, node: ir.Node) -> tuple[int, ir.Value] | None:
-    """(axis, end) of a Slice that keeps the first `end` entries of one axis, or None."""
-    if len(node.inputs) < 4 or any(value is None for value in node.inputs[:4]):
+def _largest(model: Model, value: ir.Value | None) -> float | None:
+    """The largest number in a tensor that depends on no input; None if it may."""
+    if value is None:
         return None
-    starts, axes = model.constant(node.inputs[1]), model.constant(node.inputs[3])
-    steps = model.constant(node.inputs[4]) if len(node.inputs) > 4 and node.inputs[4] is not None else np.ones(1)
-    if starts is None or axes is None or steps is None or starts.size != 1:
+    number = model.scalar(value)
+    if number is None and (view := _View.of(model, value)) is not None:
+        numbers = [plain(leaf) for leaf, _ in as_cases(view.element).parts]
+        known = [found for found in numbers if found is not None]
+        number = max(known) if len(known) == len(numbers) else None
+    return number
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """The element of a mask at any query and key: `shape` has an entry for each axis of `layout`."""
+
+    element: Element
+    sizes: Sizes
+    layout: Layout
+    shape: tuple[Dim, ...]
+
+    @staticmethod
+    def of(model: Model, value: ir.Value, layout: Layout | None = None) -> _View | None:
+        """None if `value` is computed from activations, or its rank is unknown or higher than that of the logits."""
+        known = _VIEWS.setdefault(model, {})
+        key = (name_of(value), layout)
+        if key not in known:
+            known[key] = _view(model, value, layout)
+        return known[key]
+
+    def triangle(self, logits: tuple[Dim, ...] | None) -> Condition | None:
+        """Key ≤ query; None unless this mask has one row per query, one column per key and as many of both."""
+        if logits is None or len(logits) != len(self.layout) or not {"S", "T"} <= set(self.layout):
+            return None
+        rows, keys = self.layout.index("S"), self.layout.index("T")
+        if self.shape[rows] != self.shape[keys] or logits[rows] != logits[keys]:
+            return None
+        if self.shape[rows] == 1 or not covers(self.shape[rows], logits[rows]):
+            return None
+        query, key = Affine.variable(f"S{rows}"), Affine.variable(f"T{keys}")
+        return at_least_zero(query - key, self.sizes)
+
+
+_VIEWS: WeakKeyDictionary[Model, dict[tuple[str, Layout | None], _View | None]] = WeakKeyDictionary()
+"""What has been seen: the layers of a model share their masks."""
+
+
+def _view(model: Model, value: ir.Value, layout: Layout | None) -> _View | None:
+    shape = model.shape(value)
+    if shape is None or is_computed(value) or (layout is not None and len(shape) > len(layout)):
         return None
-    if int(starts.flat[0]) != 0 or int(steps.flat[0]) != 1:
-        return None
-    end = node.inputs[2]
-    return None if end is None else (int(axes.flat[0]), end)
-
-
-def same_number(model: Model, a: ir.Value | int, b: ir.Value | int) -> bool:
-    """True if two one-element integers are provably equal: one value, one constant, or one dimension of one symbol."""
-    if a is b:
-        return True
-    left, right = _number(model, a), _number(model, b)
-    return left is not None and left == right
-
-
-def _number(model: Model, value: ir.Value | int) -> int | str | None:
-    if isinstance(value, int):
-        return value
-    array = model.partial(value)
-    if array is None or array.size != 1:
-        return None
-    item = array.reshape(-1)[0]
-    return item if isinstance(item, str) else None if item is None else int(item)
+    layout = ("",) * len(shape) if layout is None else layout
+    missing = len(layout) - len(shape)
+    sizes = {
+        f"{letters}{axis}": dim
+        for axis, (letters, dim) in enumerate(zip(layout[missing:], shape, strict=True), missing)
+    }
+    index = tuple(Affine() if dim == 1 else Affine.variable(name) for name, dim in sizes.items())
+    return _View(Elements(model, sizes).at(value, index), sizes, layout, (*(1,) * missing, *shape))
 
 
 def summarize(model: Model, terms: Iterable[MaskTerm]) -> Mask:
     """The mask made of these terms, with the word for it."""
     terms = tuple(terms)
-    kinds = {_kind(model, term) for term in terms}
+    natures = [nature(model, term) for term in terms]
     kind: MaskKind = "none"
-    if kinds == {"causal", "padding"}:
-        kind = "causal+padding"
-    elif len(kinds) == 1:
-        (kind,) = kinds
-    elif kinds:
+    if any(found.bias for found in natures):
         kind = "additive"
+    elif any(found.hides for found in natures):
+        kind = "boolean"
+    else:
+        causal, padding = (any(getattr(found, name) for found in natures) for name in ("causal", "padding"))
+        kind = "causal+padding" if causal and padding else "causal" if causal else "padding" if padding else "none"
     return Mask(kind, terms)
-
-
-def _kind(model: Model, term: MaskTerm) -> MaskKind:
-    if term.kind == "causal":
-        return "causal"
-    # A mask that is the same for all heads and queries, made from an integer or boolean input, hides padding
-    if len(term.shape) == 4 and term.shape[1:3] == (1, 1) and _from_token_mask(model, model.value(term.value)):
-        return "padding"
-    return "boolean" if term.kind == "boolean" else "additive"
-
-
-def _from_token_mask(model: Model, value: ir.Value) -> bool:
-    """True if `value` is computed from one integer or boolean graph input and constants alone."""
-    pending, seen, inputs = [value], {id(value)}, set()
-    while pending:
-        item = pending.pop()
-        if item.is_graph_input():
-            inputs.add(item)
-            continue
-        node = item.producer()
-        if node is None or is_op(node, "Shape"):
-            continue
-        for source in node.inputs:
-            if source is not None and id(source) not in seen:
-                seen.add(id(source))
-                pending.append(source)
-        if len(seen) > _MAX_MASK_NODES:
-            return False
-    return len(inputs) == 1 and all(
-        dtype is not None and (dtype.is_integer() or dtype == ir.DataType.BOOL)
-        for dtype in (model.dtype(item) for item in inputs)
-    )

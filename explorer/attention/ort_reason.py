@@ -13,8 +13,13 @@ def ort_reason(model: Model, block: Block) -> str:
     qk, pv = (next((n.name for n in block.region if n.role == role), None) for role in ("qk", "pv"))
     if block.fused_as or qk is None or pv is None:
         return ""
-    session, offline = (closest(model, model.node(qk), rules) for rules in ((ATTENTION,), OFFLINE))
-    return f"{_session_words(session)} {_offline_words(model, offline)}"
+    product = model.node(qk)
+    session = _session_words(closest(model, product, (ATTENTION,)))
+    if product.op_type != "MatMul":
+        return f"{session} So do the {len(OFFLINE)} offline rules looked at."
+    if product.graph is not model.ir.graph:
+        return f"{session} ORT's offline rules do not look into the body of an If, Loop or Scan."
+    return f"{session} {_offline_words(model, closest(model, product, OFFLINE))}"
 
 
 def _session_words(found: Outcome) -> str:
@@ -26,7 +31,8 @@ def _session_words(found: Outcome) -> str:
 def _offline_words(model: Model, found: Outcome) -> str:
     rule, command = found.rule, f"python -m onnxruntime.transformers.optimizer --model_type {found.rule.model_type}"
     if found.stop:
-        return f"The closest offline rule, {rule.name} (model_type {rule.model_type!r}), {found.stop}."
+        closest_one = f"The closest of the {len(OFFLINE)} offline rules looked at, {rule.name}"
+        return f"{closest_one} (model_type {rule.model_type!r}), {found.stop}."
     if not rule.whole:
         return f"An offline rule, {rule.name}, stops at none of the nodes looked at; try {command} --opt_level 0."
     by_hand = f"but only if run by hand: {command} --opt_level 0."

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from explorer.attention.block import Obstacle, RegionNode, Role, Step
-from explorer.model import Model
+from explorer.model import Dim, Model
 from explorer.model.constants import attribute
+from explorer.model.dims import is_known
 
 _STANDARD = ("", "ai.onnx")
 
@@ -18,19 +19,14 @@ def is_op(node: ir.Node | None, *op_types: str) -> bool:
     return node is not None and node.domain in _STANDARD and node.op_type in op_types
 
 
-def is_product(node: ir.Node | None) -> bool:
-    """True if `node` multiplies matrices, in whatever spelling."""
-    if node is None:
-        return False
-    return is_op(node, "MatMul", "Gemm", "Einsum") or (node.domain == "com.microsoft" and node.op_type == "FusedMatMul")
-
-
-def passes_through(node: ir.Node) -> bool:
+def passes_through(model: Model, node: ir.Node) -> bool:
     """True for nodes that hand on their first input unchanged at inference: Identity, Dropout that is off."""
     if is_op(node, "Identity"):
         return True
+    if not is_op(node, "Dropout"):
+        return False
     # Dropout acts only where it is told to train: by its third input since opset 12, never before as a mere export
-    return is_op(node, "Dropout") and (len(node.inputs) < 3 or node.inputs[2] is None)
+    return len(node.inputs) < 3 or node.inputs[2] is None or model.scalar(node.inputs[2]) == 0
 
 
 def factor_of(model: Model, node: ir.Node, value: ir.Value) -> float | None:
@@ -62,6 +58,16 @@ def cast_target(node: ir.Node) -> ir.DataType:
 def softmax_axis(model: Model, node: ir.Node) -> int:
     """The axis of a Softmax; its default was 1 until opset 12."""
     return int(attribute(node, "axis", -1 if model.opset >= 13 else 1))
+
+
+def origin(model: Model, value: ir.Value) -> ir.Value:
+    """The value that `value` is a mere copy of: behind Identity and Casts that change nothing."""
+    while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
+        same = is_op(node, "Cast") and model.dtype(node.inputs[0]) == model.dtype(value)
+        if not (same or is_op(node, "Identity")):
+            break
+        value = node.inputs[0]
+    return value
 
 
 def name_of(value: ir.Value) -> str:
@@ -105,8 +111,8 @@ class Notes:
                 f"that {name_of(value)!r} is also an output of the graph",
                 "remove that output if you do not need it",
             )
-        others = [use.node for use in value.uses()]
-        if len(others) > 1:
+        others = [use.node for use in value.uses() if self.model.key(use.node) not in self.region]
+        if others:
             readers = ", ".join(self.model.key(node) for node in others[:4])
             self.obstacle(
                 "interior-used",
@@ -115,3 +121,27 @@ class Notes:
                 f"that {name_of(value)!r} has {len(others)} readers ({readers})",
                 "the fused operator does not compute it, so that reader must go first",
             )
+
+
+_MAX_UPSTREAM = 64
+
+
+def leads_to(value: ir.Value, node: ir.Node) -> bool:
+    """True if `value` is computed from the results of `node` (not of their shape), as a short walk upstream tells."""
+    pending, seen = [value], {id(value)}
+    while pending and len(seen) < _MAX_UPSTREAM:
+        producer = pending.pop().producer()
+        if producer is node:
+            return True
+        for source in () if producer is None or is_op(producer, "Shape", "Size") else producer.inputs:
+            if source is not None and id(source) not in seen:
+                seen.add(id(source))
+                pending.append(source)
+    return False
+
+
+def shape_words(shape: tuple[Dim, ...] | None) -> str:
+    """A shape for people: "[2, seq, ?]"."""
+    if shape is None:
+        return "unknown"
+    return "[" + ", ".join(str(dim) if is_known(dim) else "?" for dim in shape) + "]"

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from explorer.attention import Block, Obstacle
+from explorer.attention.measures import Measure, measures
+from explorer.attention.walk import name_of
 from explorer.errors import BlockError, ModelError, PlanError
 from explorer.fusion.bias import BiasCache
-from explorer.fusion.emit import Emitter, Names
+from explorer.fusion.emit import Emitter, Names, declared
 from explorer.fusion.plan import Plan
 from explorer.fusion.targets import TARGETS
 from explorer.fusion.targets.target import Site
 from explorer.model import Model, TensorType
+from explorer.model.constants import attribute
 from explorer.model.skeleton import skeleton_of
 
 PROVENANCE = "explorer."
@@ -77,12 +81,10 @@ class _Rewriter:
         self.types: dict[str, TensorType] = {}
         self._model = model
         self._clone = clone
-        self._graph = clone.graph
-        self._values = {
-            value.name or "": value
-            for value in (*self._graph.inputs, *self._graph.initializers.values(), *_outputs(self._graph.all_nodes()))
-        }
-        node_names = (node.name or "" for node in self._graph.all_nodes())
+        self._graphs = tuple(clone.graphs())
+        given = (value for graph in self._graphs for value in (*graph.inputs, *graph.initializers.values()))
+        self._values = {value.name or "": value for value in (*given, *_outputs(clone.graph.all_nodes()))}
+        node_names = (node.name or "" for node in clone.graph.all_nodes())
         self._names = Names((*self._values, *node_names))
         self._biases: BiasCache = {}
 
@@ -100,24 +102,50 @@ class _Rewriter:
         }
         prefix = block.anchor.removesuffix("Softmax")
         prefix = prefix if prefix.endswith("/") or not prefix else f"{block.anchor}/"
-        emit = Emitter(self._graph, last, self._names, prefix, provenance, self._model.opset)
+        graph = last.graph
+        assert isinstance(graph, ir.Graph)  # a function that holds attention is inlined when its model is loaded
+        emit = Emitter(graph, last, self._names, prefix, provenance, self._model.opset)
         new = TARGETS[name].build(Site(self._model, block, emit, self._values.__getitem__, self._biases))
         self._replace(old, new)
+        self._measure_again(block, provenance)
         self._remove_dead(last)
         self._remember(emit.outputs)
+
+    def _measure_again(self, block: Block, provenance: dict[str, str]) -> None:
+        """Let each Shape of a value inside the block read its dimensions off the operands, which stay."""
+        for part in block.region:
+            if part.role != "shape":
+                continue
+            inside = self._model.node(part.name).inputs[0]
+            old = self._values[name_of(self._model.node(part.name).outputs[0])]
+            shape = old.producer()
+            assert inside is not None
+            assert shape is not None
+            assert isinstance(shape.graph, ir.Graph)
+            found = measures(self._model, inside, block) or ()
+            found = found[attribute(shape, "start", 0) : attribute(shape, "end", None)]
+            emit = Emitter(shape.graph, shape, self._names, f"{part.name}/", provenance, self._model.opset)
+            old.replace_all_uses_with(emit.vector([self._measured(emit, item) for item in found]))
+            shape.graph.remove(shape, safe=True)
+
+    def _measured(self, emit: Emitter, item: Measure) -> int | ir.Value:
+        if not item.value:
+            return item.factor
+        length = emit.dimension(self._values[item.value], item.axis)
+        if item.factor == 1:
+            return length
+        factor = emit.constant(np.array([item.factor], np.int64), "factor")
+        return emit.node("Mul", [length, factor], TensorType(ir.DataType.INT64, (1,)))
 
     def _replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let `new` take the place, the name and the type of `old`."""
         name = old.name
         known = self._model.type(old)
-        old.replace_all_uses_with(new)
-        for position, output in enumerate(self._graph.outputs):
-            if output is old:
-                self._graph.outputs[position] = new
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name = None
         new.name = name
         if known is not None and known.shape is not None:
-            new.shape = ir.Shape(known.shape)
+            new.shape = ir.Shape(declared(known.shape))
         self._values[name or ""] = new
 
     def _remove_dead(self, start: ir.Node) -> None:
@@ -128,13 +156,19 @@ class _Rewriter:
             if node.graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):
                 continue
             sources = [value for value in node.inputs if value is not None]
-            self._graph.remove(node, safe=True)
+            node.graph.remove(node, safe=True)
             for value in sources:
                 producer = value.producer()
-                if producer is not None and producer.graph is self._graph:
+                if producer is not None:
                     pending.append(producer)
                 elif value.is_initializer() and not (value.uses() or value.is_graph_input() or value.is_graph_output()):
-                    self._graph.initializers.pop(value.name or "", None)
+                    self._forget(value)
+
+    def _forget(self, value: ir.Value) -> None:
+        """Remove an initializer from the graph that holds it."""
+        for graph in self._graphs:
+            if graph.initializers.get(value.name or "") is value:
+                del graph.initializers[value.name or ""]
 
     def _remember(self, values: Iterable[ir.Value]) -> None:
         for value in values:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from explorer.errors import InputError
 from explorer.model import Dim, Model
+from explorer.model.dims import evaluate, root, substitute, subtract, symbols
 
 DEFAULT_BATCH = 2
 DEFAULT_LENGTH = 32
@@ -34,38 +35,52 @@ def input_shapes(
         if name not in declared:
             raise InputError(f"expected a shape for one of the inputs {', '.join(declared)}, found one for {name!r}")
     sizes: dict[str, int] = {}
-    for name, shape in shapes.items():
-        _bind(name, declared[name], shape, sizes)
-    for name, dims in declared.items():
-        if name not in shapes:
-            shapes[name] = tuple(_size(dim, axis, sizes, length) for axis, dim in enumerate(dims or ()))
-    return {name: tuple(shapes[name]) for name in declared}
+    given = {name: _pairs(name, declared[name], shape) for name, shape in shapes.items()}
+    # plain symbols first: they may be what is missing in an expression
+    for plain in (True, False):
+        for name, pairs in given.items():
+            for dim, size in pairs:
+                if (symbols(dim) == {dim}) == plain:
+                    _bind(name, dim, size, sizes)
+    open_dims = [
+        (dim, axis) for name, dims in declared.items() if name not in shapes for axis, dim in enumerate(dims or ())
+    ]
+    for dim, axis in open_dims:
+        if isinstance(dim, str) and symbols(dim) == {dim}:
+            sizes.setdefault(dim, DEFAULT_BATCH if axis == 0 else length)
+    for dim, _ in open_dims:
+        for symbol in symbols(dim):
+            sizes.setdefault(symbol, length)  # it occurs in expressions alone
+    return {
+        name: tuple(shapes[name]) if name in shapes else tuple(evaluate(dim, sizes) for dim in dims or ())
+        for name, dims in declared.items()
+    }
 
 
-def _bind(name: str, dims: tuple[Dim, ...] | None, shape: tuple[int, ...], sizes: dict[str, int]) -> None:
-    """Note what `shape` says about the symbols in `dims`; any shape fits an input of unknown rank."""
+def _pairs(name: str, dims: tuple[Dim, ...] | None, shape: tuple[int, ...]) -> list[tuple[Dim, int]]:
+    """Each dimension with its given size; InputError if they do not fit. Any shape fits an input of unknown rank."""
     if dims is None:
-        return
-    wanted = "×".join("?" if dim is None else str(dim) for dim in dims)
-    given = "×".join(map(str, shape))
+        return []
     fits = len(dims) == len(shape) and all(size > 0 for size in shape)
     for dim, size in zip(dims, shape, strict=False):
         fits &= size == dim if isinstance(dim, int) else True
     if not fits:
-        raise InputError(f"expected a shape like {wanted} for input {name!r}, found {given}")
-    for dim, size in zip(dims, shape, strict=True):
-        if isinstance(dim, str) and sizes.setdefault(dim, size) != size:
-            raise InputError(
-                f"expected one size for the dimension {dim!r} of the inputs, found {sizes[dim]} and {size} "
-                f"(in {name!r}): give shapes that agree"
-            )
+        wanted, found = ("×".join(map(str, sizes)) for sizes in (dims, shape))
+        raise InputError(f"expected a shape like {wanted} for input {name!r}, found {found}")
+    return list(zip(dims, shape, strict=True))
 
 
-def _size(dim: Dim, axis: int, sizes: dict[str, int], length: int) -> int:
-    if isinstance(dim, int):
-        return dim
-    default = DEFAULT_BATCH if axis == 0 else length
-    return default if dim is None else sizes.setdefault(dim, default)
+def _bind(name: str, dim: Dim, size: int, sizes: dict[str, int]) -> None:
+    """Note what the size of one dimension says about the symbols in it."""
+    left = substitute(dim, sizes)
+    unknown = sorted(symbols(left))
+    if len(unknown) == 1 and isinstance(found := root(subtract(left, size), unknown[0]), int):
+        sizes[unknown[0]] = found
+    elif not unknown and left != size:
+        raise InputError(
+            f"expected one size for the dimension {dim!r} of the inputs, found {left} and {size} "
+            f"(in {name!r}): give shapes that agree"
+        )
 
 
 def seeded_inputs(model: Model, shapes: Shapes | None = None, seed: int = 0, length: int = DEFAULT_LENGTH) -> Feeds:
@@ -112,7 +127,8 @@ def load_inputs(model: Model, path: str | Path) -> Feeds:
         array = arrays[name]
         if dtype is not None and dtype != ir.DataType.BFLOAT16 and array.dtype != dtype.numpy():
             raise InputError(f"expected {dtype.numpy()} for input {name!r} in {path}, found {array.dtype}: convert it")
-        _bind(name, model.shape(value), array.shape, sizes)
+        for dim, size in _pairs(name, model.shape(value), array.shape):
+            _bind(name, dim, size, sizes)
         feeds[name] = array
     return feeds
 

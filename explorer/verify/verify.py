@@ -6,20 +6,21 @@ import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from explorer.attention import Block, recognise
+from explorer.attention import Block, MaskTerm, recognise
+from explorer.attention.block import Layout
 from explorer.errors import InputError, ModelError
 from explorer.model import Model, dtype_name
-from explorer.model.save import has_external_data, serialize
+from explorer.model.save import data_folder, serialize
 from explorer.runtime import Worker, arrays
 from explorer.verify.inputs import Feeds, Shapes, load_inputs, seeded_inputs
-from explorer.verify.oracle import attention, to_bnsh
+from explorer.verify.oracle import arrange, attention, measure
 from explorer.verify.verdict import Comparison, Errors, Verdict, allowed_error
 
 # Above this many parameters the float64 copy for the end-to-end truth would not fit an ordinary machine.
@@ -57,8 +58,9 @@ def verify(
         after = run.outputs(fused, "the fused model")
         truth, how = run.truth(original, before)
         block_verdicts: list[Comparison] = []
-        for at in range(0, len(blocks), _BLOCKS_A_RUN):
-            block_verdicts += _compare_blocks(run, original, fused, blocks[at : at + _BLOCKS_A_RUN])
+        fetchable = [block for block in blocks if _in_main_graph(original, block)]
+        for at in range(0, len(fetchable), _BLOCKS_A_RUN):
+            block_verdicts += _compare_blocks(run, original, fused, fetchable[at : at + _BLOCKS_A_RUN])
         output_verdicts = tuple(
             _compare(name, "", before[name], after[name], truth[name], truth[name], _dtype(original, name))
             for name in outputs
@@ -71,7 +73,7 @@ def verify(
         provider=run.device,
         shapes=tuple((name, array.shape) for name, array in feeds.items()),
         seed=seed,
-        notes=tuple(_notes(run.device, blocks, output_verdicts)),
+        notes=tuple(_notes(run.device, blocks, len(blocks) - len(fetchable), output_verdicts)),
     )
 
 
@@ -168,7 +170,7 @@ class _Run:
     def _call(self, function: str, args: dict[str, Any], model: Model) -> Any:
         args |= {
             "feeds_npz": str(self.folder / "feeds.npz"),
-            "data_folder": str(model.path.parent) if has_external_data(model.ir) else None,
+            "data_folder": None if (folder := data_folder(model.ir)) is None else str(folder),
         }
         return self.worker.call(function, args, cancel=self.cancel, timeout_s=self.timeout_s)
 
@@ -228,7 +230,9 @@ def _values_of(block: Block) -> list[str]:
     assert block.value is not None
     assert block.output is not None
     operands = [operand.source.value for operand in (block.query, block.key, block.value)]
-    masks = (term.value for term in block.mask.terms if term.kind != "causal")
+    masks = [term.value for term in block.mask.terms if term.kind != "causal"]
+    if block.factor is not None:
+        masks.append(block.factor.value)
     return [*operands, *masks, block.output.value]
 
 
@@ -248,26 +252,40 @@ def _block_truth(block: Block, values: Mapping[str, np.ndarray], shape: tuple[in
     assert block.key is not None
     assert block.value is not None
     assert block.output is not None
-    assert block.num_heads is not None
-    assert block.kv_num_heads is not None
-    assert block.head_size is not None
-    assert block.v_head_size is not None
     assert block.scale is not None
-    query, key, value = (
-        to_bnsh(values[operand.source.value], operand.source.layout, heads, size)
-        for operand, heads, size in (
-            (block.query, block.num_heads, block.head_size),
-            (block.key, block.kv_num_heads, block.head_size),
-            (block.value, block.kv_num_heads, block.v_head_size),
-        )
+    operands = (
+        (block.query.source, (block.batch, block.heads, block.rows, "H")),
+        (block.key.source, (block.batch, block.heads, block.keys, "H")),
+        (block.value.source, (block.batch, block.heads, block.keys, "V")),
     )
-    triangle = np.tri(query.shape[2], key.shape[2])
-    terms = [(term, triangle if term.kind == "causal" else values[term.value]) for term in block.mask.terms]
-    result = attention(query, key, value, block.scale, terms)
-    if "".join(block.output.layout) == "BSNH":
-        result = result.transpose(0, 2, 1, 3)
+    sizes = measure(block, [(view.layout, values[view.value].shape) for view, _ in operands])
+    query, key, value = (
+        arrange(values[view.value].astype(np.float64), view.layout, wanted, sizes) for view, wanted in operands
+    )
+    mask = (block.batch, block.heads, block.rows, block.keys)
+    terms = [_term(block, term, values, mask, sizes) for term in block.mask.terms]
+    factor = None
+    if block.factor is not None:
+        own = block.term_layout(block.factor)
+        factor = arrange(values[block.factor.value].astype(np.float64), own, mask, sizes)
+    result = attention(query, key, value, block.scale, terms, block.softcap, factor)
+    if block.nan_guard:
+        result = np.nan_to_num(result, nan=0.0)
+    result = arrange(result, (block.batch, block.heads, block.rows, "V"), block.output.layout, sizes)
     # A model whose block has another number of elements is compared as it is, and fails by its shape
     return result.reshape(shape) if result.size == math.prod(shape) else result
+
+
+def _term(
+    block: Block, term: MaskTerm, values: Mapping[str, np.ndarray], wanted: Layout, sizes: Mapping[str, int]
+) -> tuple[MaskTerm, np.ndarray]:
+    """A term with its array. A causal one is made anew: the fused model may have no such tensor."""
+    if term.kind != "causal":
+        return term, arrange(values[term.value], block.term_layout(term), wanted, sizes)
+    rows, keys = (math.prod(sizes[letter] for letter in letters) for letters in (block.rows, block.keys))
+    triangle = np.tri(rows, keys, dtype=bool)
+    plain = replace(term, dtype="bool", keep_when=True)
+    return plain, np.broadcast_to(triangle, [math.prod(sizes[x] for x in group) for group in wanted])
 
 
 def _compare(
@@ -308,7 +326,17 @@ def _dtype(model: Model, name: str) -> str:
     return dtype_name(model.dtype(model.value(name)))
 
 
-def _notes(device: str, blocks: Sequence[Block], outputs: Sequence[Comparison]) -> Iterable[str]:
+def _in_main_graph(model: Model, block: Block) -> bool:
+    """True if the block's values can be made outputs of the model: those inside a body cannot."""
+    return model.node(block.anchor).graph is model.ir.graph
+
+
+def _notes(device: str, blocks: Sequence[Block], hidden: int, outputs: Sequence[Comparison]) -> Iterable[str]:
+    if hidden:
+        yield (
+            f"{hidden} fused block{'s lie' if hidden > 1 else ' lies'} inside the body of an If, Loop or Scan, whose "
+            "values cannot be fetched: judged by the outputs of the model alone."
+        )
     if device == "cpu" and any(block.dtype in ("float16", "bfloat16") for block in blocks):
         yield (
             "Run on the CPU, which computes 16-bit attention in float32: this proves that the fused graph means the "

@@ -43,6 +43,25 @@ class TestShapes:
         model = opened("g (float[?, ?, 4] x) => (float[?, ?, 4] y) { y = Neg (x) }")
         assert input_shapes(model) == {"x": (2, 32, 4)}
 
+    def test_a_dimension_that_is_a_sum_of_others(self, opened):
+        model = opened(
+            helper.make_model(
+                helper.make_graph(
+                    [helper.make_node("Neg", ["x"], ["y"])],
+                    "g",
+                    [
+                        helper.make_tensor_value_info(name, TensorProto.FLOAT, [size])
+                        for name, size in (("whole", "past + seq"), ("x", "seq"), ("cache", "past"))
+                    ],
+                    [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["seq"])],
+                ),
+                opset_imports=[helper.make_opsetid("", 17)],
+            )
+        )
+        assert input_shapes(model, {"x": (3,), "cache": (4,)})["whole"] == (7,)
+        assert input_shapes(model, {"whole": (7,), "x": (3,)})["cache"] == (4,)
+        assert "past + seq" in refusal(input_shapes, model, {"whole": (8,), "x": (3,), "cache": (4,)})
+
     def test_a_scalar(self, opened):
         model = opened("g (float x, float[N] z) => (float y) { y = Neg (x) }")
         assert input_shapes(model)["x"] == ()

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer.attention import MaskTerm
-from explorer.attention.block import BNHS, BNSH, BSD, BSNH
-from explorer.verify.oracle import attention, to_bnsh
+from explorer.attention import Block, MaskTerm
+from explorer.verify.oracle import arrange, attention, measure
+
+AXES = ("B", "N", "S", "T")
 
 
 def by_hand(query, key, value, scale, added, kept, fill):
@@ -55,15 +56,15 @@ def test_attention_is_the_formula(shape, scale, coefficient, kind, keep_when, br
     terms = []
     if kind in ("additive", "both"):
         mask = rng.standard_normal((1, 1, s, t) if broadcast else full).astype(np.float32)
-        terms.append((MaskTerm("additive", "m", mask.shape, "float32", coefficient=coefficient), mask))
+        terms.append((MaskTerm("additive", "m", mask.shape, AXES, "float32", coefficient=coefficient), mask))
         added = np.broadcast_to(coefficient * mask.astype(np.float64), full)
     if kind in ("boolean", "both"):
         mask = rng.random((b, 1, 1, t) if broadcast else full) < 0.6
-        terms.append((MaskTerm("boolean", "m", mask.shape, "bool", fill=fill, keep_when=keep_when), mask))
+        terms.append((MaskTerm("boolean", "m", mask.shape, AXES, "bool", fill=fill, keep_when=keep_when), mask))
         kept = np.broadcast_to(mask == keep_when, full)
     if kind == "causal":
         triangle = np.tri(s, t)
-        terms.append((MaskTerm("causal", "m", (s, t), "bool", fill=fill), triangle))
+        terms.append((MaskTerm("causal", "m", (s, t), AXES, "bool", fill=fill), triangle))
         kept = np.broadcast_to(triangle.astype(bool), full)
     result = attention(query, key, value, scale, terms)
     assert result.dtype == np.float64
@@ -81,7 +82,7 @@ def test_it_stands_the_largest_logits():
 def test_a_row_that_sees_nothing_is_nan_as_in_the_model():
     ones = np.ones((1, 1, 2, 1))
     mask = np.array([[True, True], [False, False]])
-    term = MaskTerm("boolean", "m", (2, 2), "bool", fill=-math.inf)
+    term = MaskTerm("boolean", "m", (2, 2), AXES, "bool", fill=-math.inf)
     result = attention(ones, ones, ones, 1.0, [(term, mask)])
     assert result[0, 0, 0, 0] == 1
     assert math.isnan(result[0, 0, 1, 0])
@@ -93,44 +94,62 @@ def test_a_coefficient_and_a_wide_dtype_survive():
     key = np.array([1.0, 1.0]).reshape(1, 1, 2, 1)
     value = np.array([0.0, 1.0]).reshape(1, 1, 2, 1)
     mask = np.array([0.0, 0.001], np.float16).reshape(1, 1, 1, 2)
-    term = MaskTerm("additive", "m", mask.shape, "float16", coefficient=3.0)
+    term = MaskTerm("additive", "m", mask.shape, AXES, "float16", coefficient=3.0)
     expected = 1 / (1 + math.exp(-3.0 * float(mask[0, 0, 0, 1])))
     assert attention(query, key, value, 1.0, [(term, mask)]).item() == pytest.approx(expected, rel=1e-9)
 
 
-B, N, S, H = 2, 3, 5, 4
+def test_a_soft_cap_bounds_the_scaled_logits_before_the_mask():
+    query, key = np.array([[[[2.0]]]]), np.array([3.0, -1.0]).reshape(1, 1, 2, 1)
+    value = np.array([1.0, 0.0]).reshape(1, 1, 2, 1)
+    mask = np.array([0.0, 4.0]).reshape(1, 1, 1, 2)
+    term = MaskTerm("additive", "m", mask.shape, AXES, "float64")
+    first, second = 5 * math.tanh(0.5 * 6 / 5), 5 * math.tanh(0.5 * -2 / 5) + 4
+    expected = 1 / (1 + math.exp(second - first))
+    assert attention(query, key, value, 0.5, [(term, mask)], softcap=5.0).item() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("layout", "axes"),
-    [
-        (BNSH, "bnsh"),
-        (BNHS, "bnhs"),
-        (BSNH, "bsnh"),
-        (("B", "H", "N", "S"), "bhns"),
-        (("S", "B", "N", "H"), "sbnh"),
-        (("S", "N", "B", "H"), "snbh"),
-    ],
-)
-def test_four_axes_in_any_order(layout, axes):
-    truth = np.random.default_rng(0).standard_normal((B, N, S, H)).astype(np.float16)
-    stored = np.einsum(f"bnsh->{axes}", truth)
-    result = to_bnsh(stored, layout, N, H)
-    assert result.dtype == np.float64
-    np.testing.assert_array_equal(result, truth)
+def test_a_factor_multiplies_the_logits_of_its_head_before_the_mask():
+    query, key = np.ones((1, 2, 1, 1)), np.array([[1.0, 2.0], [1.0, 2.0]]).reshape(1, 2, 2, 1)
+    value = np.tile(np.array([0.0, 1.0]).reshape(1, 1, 2, 1), (1, 2, 1, 1))
+    factor = np.broadcast_to(np.array([1.0, 3.0]).reshape(1, 2, 1, 1), (1, 2, 1, 2))
+    result = attention(query, key, value, 1.0, [], factor=factor)
+    np.testing.assert_allclose(result.ravel(), [1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-3))], rtol=1e-12)
+
+
+SIZES = {"B": 2, "N": 3, "S": 5, "H": 4}
+BNSH = ("B", "N", "S", "H")
 
 
 @pytest.mark.parametrize(
     ("layout", "order", "shape"),
     [
-        (BSD, (0, 2, 1, 3), (B, S, N * H)),
-        (("S", "B", "NH"), (2, 0, 1, 3), (S, B, N * H)),
-        (("BN", "S", "H"), (0, 1, 2, 3), (B * N, S, H)),
-        (("BN", "H", "S"), (0, 1, 3, 2), (B * N, H, S)),
-        (("S", "BN", "H"), (2, 0, 1, 3), (S, B * N, H)),
+        (("B", "N", "H", "S"), "BNHS", (2, 3, 4, 5)),
+        (("S", "N", "B", "H"), "SNBH", (5, 3, 2, 4)),
+        (("B", "S", "NH"), "BSNH", (2, 5, 12)),
+        (("S", "B", "NH"), "SBNH", (5, 2, 12)),
+        (("BN", "S", "H"), "BNSH", (6, 5, 4)),
+        (("S", "BN", "H"), "SBNH", (5, 6, 4)),
+        (("BS", "NH"), "BSNH", (10, 12)),
+        (("B", "", "S", "NH"), "BSNH", (2, 1, 5, 12)),
     ],
 )
-def test_merged_axes(layout, order, shape):
-    truth = np.arange(B * N * S * H, dtype=np.float32).reshape(B, N, S, H)
-    stored = truth.transpose(order).reshape(shape)
-    np.testing.assert_array_equal(to_bnsh(stored, layout, N, H), truth)
+def test_an_array_is_brought_from_one_layout_to_another(layout, order, shape):
+    truth = np.arange(math.prod(SIZES.values())).reshape(2, 3, 5, 4)
+    stored = truth.transpose(["BNSH".index(axis) for axis in order]).reshape(shape)
+    np.testing.assert_array_equal(arrange(stored, layout, BNSH, SIZES), truth)
+    np.testing.assert_array_equal(arrange(truth, BNSH, layout, SIZES), stored)
+
+
+def test_letters_that_an_array_lacks_are_repeated():
+    """A key head that two query heads read: heads are G outside, R inside."""
+    key = np.arange(2 * 3).reshape(1, 2, 3, 1)
+    sizes = {"B": 1, "G": 2, "R": 2, "T": 3, "H": 1}
+    result = arrange(key, ("B", "G", "T", "H"), ("B", "GR", "T", "H"), sizes)
+    np.testing.assert_array_equal(result, np.repeat(key, 2, axis=1))
+
+
+def test_sizes_that_are_no_numbers_are_read_off_the_arrays():
+    block = Block("attn0", "s", "p", (), sizes=(("B", "batch"), ("H", 4), ("N", 3), ("S", "seq"), ("V", 4)))
+    found = measure(block, [(("S", "BN", "H"), (7, 6, 4))])
+    assert found == {"B": 2, "H": 4, "N": 3, "S": 7, "V": 4}

@@ -1,7 +1,8 @@
-"""com.microsoft.MultiHeadAttention (version 1): query BSD, key and value BNSH, output BSD.
+"""com.microsoft.MultiHeadAttention (version 1): query BSD, key and value BNSH (BSD if their head sizes differ).
 
-Key and value in BNSH are read in place. On CUDA it reaches cuDNN's flash kernel (sm ≥ 90), Flash Attention (sm ≥ 80, no
-bias), the memory-efficient kernel or, last, unfused MATH. `scale` unset or 0 means 1/√head_size, so 0 cannot be said.
+The output is BSD. Key and value in BNSH are read in place. On CUDA it reaches cuDNN's flash kernel (sm ≥ 90), Flash
+Attention (sm ≥ 80, no bias), the memory-efficient kernel or, last, unfused MATH. `scale` unset or 0 means
+1/√head_size, so 0 cannot be said.
 Source: ONNX Runtime's contrib operator documentation and `docs/decisions/0003-mha-layout.md`.
 """
 
@@ -9,14 +10,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx_ir as ir
 
-from explorer.attention import Block, Obstacle
-from explorer.attention.block import BNSH, BSD
-from explorer.fusion.bias import build_bias
-from explorer.fusion.emit import cheapest_view, merged_size, relayout_cost
-from explorer.fusion.targets.target import Site, sizes_of
-from explorer.model import Dim, Model, TensorType
+from explorer.attention import Block, Obstacle, Operand, View
+from explorer.attention.block import Layout
+from explorer.fusion.bias import build_bias, expressible
+from explorer.fusion.emit import Ruler, can_relayout, cheapest_view, relayout_cost
+from explorer.fusion.factor import apply_factor, split_query
+from explorer.fusion.targets.target import Site
+from explorer.model import Model, TensorType
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _MIN_OPSET = 11  # Clip takes its bounds as inputs since then
@@ -42,18 +45,24 @@ class MultiHeadAttention:
             obstacle("dtype", f"Q, K and V in {', '.join(_DTYPES)}", block.dtype or "an unknown type")
         if block.scale is None or not math.isfinite(block.scale) or block.scale <= 0:
             obstacle("scale", "a scale above 0 (the operator reads 0 as its default)", f"{block.scale}")
-        if block.kv_num_heads != block.num_heads:
-            obstacle("kv-heads", f"{block.num_heads} key heads, as the query has", f"{block.kv_num_heads}")
-        if block.v_head_size != block.head_size:
-            obstacle("v-head-size", f"V heads of {block.head_size}, as Q and K have", f"{block.v_head_size}")
         if block.softcap is not None:
             obstacle("softcap", "no soft cap on the logits", f"a cap of {block.softcap:g}")
         if model.opset < _MIN_OPSET:
             obstacle("opset", f"opset {_MIN_OPSET} or later", f"opset {model.opset}", "export with a newer opset")
-        sizes = sizes_of(block, model)
-        logits = (sizes["B"], sizes["N"], sizes["S"], _length(model, block))
+        sizes, output = dict(block.sizes), block.output.layout
+        for name, operand, wanted in _operands(block):
+            views = _usable(operand, wanted, block)
+            if not views:
+                lacking = "batch entries" if set(block.batch) - set(operand.views[0].letters) else "positions or heads"
+                obstacle("broadcast", f"{name} with all its {lacking}", f"one entry of {name} for all of them")
+            elif not can_relayout(
+                _own(cheapest_view(views, wanted).layout, wanted), _own(wanted, views[0].layout), sizes
+            ):
+                obstacle("layout", f"{name} in a layout of known sizes", str(views[0].layout))
+        if not can_relayout(_bsd(block, "V"), output, sizes):
+            obstacle("layout", "a result in a layout of known sizes", str(output))
         for term in block.mask.terms:
-            if term.kind != "causal" and not _expressible(term.shape, logits):
+            if term.kind != "causal" and not expressible(block, term):
                 shape = "unknown" if not term.shape else str(list(term.shape))
                 obstacle("mask-shape", "a mask of shape [1 or batch, 1 or heads, 1 or queries, keys]", shape)
         return tuple(found)
@@ -65,43 +74,50 @@ class MultiHeadAttention:
         assert block.key is not None
         assert block.value is not None
         assert block.output is not None
-        sizes = sizes_of(block, site.model)
+        sizes = dict(block.sizes)
         dtype = site.model.dtype(site.model.value(block.query.views[0].value))
         assert dtype is not None
-        kv_sizes = {**sizes, "S": _length(site.model, block)}
-        query_view = cheapest_view(block.query.views, BSD)
-        key_view = cheapest_view(block.key.views, BNSH)
-        value_view = cheapest_view(block.value.views, BNSH)
-        query = emit.relayout(site.value(query_view.value), query_view.layout, BSD, sizes, dtype)
-        key = emit.relayout(site.value(key_view.value), key_view.layout, BNSH, kv_sizes, dtype)
-        value = emit.relayout(site.value(value_view.value), value_view.layout, BNSH, kv_sizes, dtype)
-        inputs: list[ir.Value | None] = [query, key, value]
+        inputs: list[ir.Value | None] = []
+        scale, ruler = block.scale, None
+        assert scale is not None
+        for _, operand, wanted in _operands(block):
+            view = cheapest_view(_usable(operand, wanted, block), wanted)
+            value = site.value(view.value)
+            if block.factor is not None and operand is block.query:
+                value = apply_factor(emit, block, block.factor, value, view.layout, site.value, dtype)
+                value = emit.relayout(value, split_query(block), wanted, sizes, dtype)
+            else:
+                value = emit.relayout(value, view.layout, wanted, sizes, dtype, ruler)
+            ruler = ruler or Ruler(value, wanted)
+            inputs.append(value)
+            if operand is not block.value:
+                # the factors between this view and the one furthest upstream are in the value already
+                scale *= view.scale / operand.source.scale
+        assert ruler is not None
         causal = _is_causal_attribute(block)
-        terms = () if causal else block.mask.terms
-        shape = (sizes["B"], sizes["S"], merged_size("NH", sizes))
-        if terms:
-            inputs += [None, None, build_bias(emit, terms, site.value, query, shape, dtype, site.biases)]
+        if block.mask.terms and not causal:
+            inputs += [None, None, build_bias(emit, block, site.value, ruler, dtype, site.biases)]
         attributes = {
             "num_heads": block.num_heads,
-            "scale": _scale(block, query_view.scale, key_view.scale),
+            "scale": scale,
             **({"unidirectional": 1} if causal else {}),
         }
         domain, op_type = self.operator.rsplit(".", 1)
-        fused = emit.node(op_type, inputs, TensorType(dtype, shape), attributes, domain=domain)
-        return emit.relayout(fused, BSD, block.output.layout, sizes, dtype)
+        layout = _bsd(block, "V")
+        type_ = TensorType(dtype, tuple(block.size(group) for group in layout))
+        fused = emit.node(op_type, inputs, type_, attributes, domain=domain)
+        if block.nan_guard and block.mask.terms and not causal:
+            zero = emit.constant(np.zeros((), dtype.numpy()), "zero")
+            empty = emit.node("IsNaN", [fused], TensorType(ir.DataType.BOOL, type_.shape))
+            fused = emit.node("Where", [empty, zero, fused], type_)
+        return emit.relayout(fused, layout, block.output.layout, sizes, dtype)
 
     def words(self, model: Model, block: Block) -> str:
         """What this choice means, in a sentence."""
-        assert block.query is not None
-        assert block.key is not None
-        assert block.value is not None
         assert block.output is not None
-        layout_nodes = (
-            relayout_cost(cheapest_view(block.query.views, BSD).layout, BSD)
-            + relayout_cost(cheapest_view(block.key.views, BNSH).layout, BNSH)
-            + relayout_cost(cheapest_view(block.value.views, BNSH).layout, BNSH)
-            + relayout_cost(BSD, block.output.layout)
-        )
+        layout_nodes = relayout_cost(_bsd(block, "V"), block.output.layout)
+        for _, operand, wanted in _operands(block):
+            layout_nodes += relayout_cost(cheapest_view(_usable(operand, wanted, block), wanted).layout, wanted)
         sentence = f"MultiHeadAttention with {layout_nodes} layout node{'s' * (layout_nodes != 1)} added"
         if _is_causal_attribute(block):
             return f"{sentence}; the causal mask becomes its attribute unidirectional"
@@ -110,30 +126,37 @@ class MultiHeadAttention:
         return f"{sentence}; no mask, so every CUDA attention kernel is within reach"
 
 
-def _scale(block: Block, query_scale: float, key_scale: float) -> float:
-    """The factor that is left for the operator when the views it reads already hold a part of the block's scale."""
-    assert block.scale is not None
-    assert block.query is not None
-    assert block.key is not None
-    return block.scale / (block.query.source.scale * block.key.source.scale) * (query_scale * key_scale)
-
-
 def _is_causal_attribute(block: Block) -> bool:
     """True if the mask is the causal one and nothing else, so that the attribute says it all."""
     return len(block.mask.terms) == 1 and block.mask.terms[0].kind == "causal"
 
 
-def _expressible(shape: tuple[Dim, ...], logits: tuple[Dim, ...]) -> bool:
-    """True for a mask that names every key and is no larger than the logits: nothing else may be broadcast."""
-    if not 2 <= len(shape) <= 4 or (shape[-1] in (1, None) and shape[-1] != logits[-1]):
-        return False
-    pairs = zip(reversed(shape), reversed(logits), strict=False)
-    return all(not (isinstance(size, int) and isinstance(whole, int)) or size in (1, whole) for size, whole in pairs)
+def _bsd(block: Block, head: str) -> Layout:
+    return (block.batch, block.rows, block.heads + head)
 
 
-def _length(model: Model, block: Block) -> Dim:
-    """How many keys there are: the S of the value."""
+def _operands(block: Block) -> tuple[tuple[str, Operand, Layout], ...]:
+    """Name, operand and the layout that the operator wants, for query, key and value."""
+    assert block.query is not None
+    assert block.key is not None
     assert block.value is not None
-    view = block.value.views[0]
-    shape = model.shape(model.value(view.value))
-    return None if shape is None else shape[view.layout.index("S")]
+    key: Layout = (block.batch, block.heads, block.keys, "H")
+    value: Layout = (block.batch, block.heads, block.keys, "V")
+    if block.head_size != block.v_head_size:  # 4-D keys and values must be of one shape, 3-D ones need not
+        key, value = ((block.batch, block.keys, block.heads + head) for head in "HV")
+    return (("Q", block.query, _bsd(block, "H")), ("K", block.key, key), ("V", block.value, value))
+
+
+def _usable(operand: Operand, wanted: Layout, block: Block) -> tuple[View, ...]:
+    """The views with all axes that the operator wants; where none has, those that lack heads of known number."""
+    letters = "".join(wanted)
+    if whole := operand.whole(letters):
+        return whole
+    shared = {letter for letter in block.heads if isinstance(block.size(letter), int)}
+    return tuple(view for view in operand.views if set(letters) - shared <= set(view.letters) <= set(letters))
+
+
+def _own(layout: Layout, other: Layout) -> Layout:
+    """`layout` with the letters that `other` has, too."""
+    have = "".join(other)
+    return tuple("".join(letter for letter in group if letter in have) for group in layout)

@@ -9,7 +9,6 @@ from typing import Protocol
 import onnx_ir as ir
 
 from explorer.attention import Block, Obstacle
-from explorer.attention.layouts import Sizes
 from explorer.fusion.bias import BiasCache
 from explorer.fusion.emit import Emitter
 from explorer.model import Model
@@ -43,11 +42,3 @@ class Target(Protocol):
 
     def words(self, model: Model, block: Block) -> str:
         """What choosing this operator means for this block: layout nodes added, masks, kernels it can reach."""
-
-
-def sizes_of(block: Block, model: Model) -> Sizes:
-    """Sizes of the axes of the block's query; unknown ones are None."""
-    assert block.query is not None
-    view = block.query.views[0]
-    shape = model.shape(model.value(view.value)) or (None,) * len(view.layout)
-    return dict(zip("".join(view.layout), shape, strict=True))
