@@ -53,8 +53,13 @@ def _lab(args: argparse.Namespace) -> int:
 
 
 def _scan(args: argparse.Namespace) -> int:
-    with open_workspace(args.model) as workspace:
-        _print(report.scan_document(workspace) if args.json else report.scan_text(workspace))
+    with open_workspace(args.model, dict(args.shape)) as workspace:
+        if args.json:
+            _print(report.scan_document(workspace))
+        elif args.explain:
+            _print("\n\n".join(report.explain_text(workspace, name) for name in args.explain))
+        else:
+            _print(report.scan_text(workspace, every_block=args.all))
     return DONE
 
 
@@ -64,7 +69,7 @@ def _fuse(args: argparse.Namespace) -> int:
     if os.path.lexists(args.output) and not args.force:
         raise ExportError(f"expected a new file, found that {args.output} exists: name another or add --force")
     check_writable(Path(args.output), overwrite=args.force)
-    with open_workspace(args.model) as workspace:
+    with open_workspace(args.model, dict(args.shape)) as workspace:
         skipped = _fuse_as_asked(workspace, args)
         verdict = None
         if workspace.plan.fusions and not args.no_verify:
@@ -164,7 +169,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("scan", _scan, "list the attention blocks of a model and what stands in their way")
     sub.add_argument("model", metavar="MODEL")
-    _json(sub)
+    _assumed_shapes(sub)
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--all", action="store_true", help="list every block, not one row for all that are alike")
+    how.add_argument(
+        "--explain", action="append", metavar="BLOCK", help="the evidence for the block of this id or label, in steps"
+    )
+    _json(how)
 
     sub = command("fuse", _fuse, "fuse attention blocks, verify the result and write it")
     sub.add_argument("model", metavar="MODEL")
@@ -174,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         "--target", choices=("auto", "mha", "attention", "gqa"), default="auto", help="operator to fuse to"
     )
     sub.add_argument("--plan", metavar="PLAN.json", help="fuse what this plan says")
+    _assumed_shapes(sub)
     sub.add_argument("--no-verify", action="store_true", help="write the model without verifying it")
     sub.add_argument("--force", action="store_true", help="replace OUT, and write it even if the verification fails")
     _json(sub)
@@ -200,14 +212,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _json(parser: argparse.ArgumentParser) -> None:
+def _json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
 
 
 def _shapes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shape", action="append", type=_shape, default=[], metavar="NAME=2x938x100", help="shape of an input"
+    _shape_option(parser, "shape of an input to run on (may be repeated)")
+
+
+def _assumed_shapes(parser: argparse.ArgumentParser) -> None:
+    _shape_option(
+        parser,
+        "shape of an input (may be repeated), taken for granted where the file leaves it open: what is found holds for "
+        "it, and a model that is written declares it",
     )
+
+
+def _shape_option(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument("--shape", action="append", type=_shape, default=[], metavar="NAME=2x938x100", help=words)
 
 
 def _provider(parser: argparse.ArgumentParser) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from explorer.attention import Block, MaskTerm, Obstacle
 from explorer.attention.block import layout_name
+from explorer.attention.family import label_range
 from explorer.profile import Profile
 from explorer.terminal import plain
 from explorer.verify import Comparison, Verdict
 from explorer.workspace import FuseReport, Workspace
 
 SCHEMA = 1
+_NAMES = re.compile(r" \([^()]*\)| '[^']*'")  # as `ort_reason` writes them
 _COUNTED = ("Cast", "Softmax", "MatMul", "Transpose", "Reshape", "MultiHeadAttention")
 
 
@@ -25,6 +28,7 @@ def scan_document(workspace: Workspace) -> dict[str, Any]:
         "nodes": len(workspace.model.nodes),
         "ops": workspace.ops_before,
         "notes": list(workspace.notes),
+        "families": [{"label": family.label, "blocks": list(family.blocks)} for family in workspace.families],
         "blocks": [block_document(workspace, block) for block in workspace.blocks],
     }
 
@@ -35,15 +39,20 @@ def block_document(workspace: Workspace, block: Block) -> dict[str, Any]:
         "id": block.id,
         "label": block.label,
         "anchor": block.anchor,
+        "scope": workspace.scope(block.id),
         "status": workspace.status(block.id),
         "fused_as": block.fused_as or None,
         "num_heads": block.num_heads,
         "kv_num_heads": block.kv_num_heads,
         "head_size": block.head_size,
         "v_head_size": block.v_head_size,
+        "sizes": dict(block.sizes),
+        "taken_for": dict(block.taken_for),
         "scale": block.scale,
+        "factor": None if block.factor is None else block.factor.value,
         "mask": {"kind": block.mask.kind, "terms": [_term(term) for term in block.mask.terms]},
         "softcap": block.softcap,
+        "nan_guard": block.nan_guard,
         "dtype": block.dtype or None,
         "softmax_dtype": block.softmax_dtype or None,
         "layouts": _layouts(block),
@@ -97,25 +106,57 @@ def _obstacle(obstacle: Obstacle) -> dict[str, str]:
     }
 
 
-def scan_text(workspace: Workspace) -> str:
-    """A scan for a terminal."""
+def scan_text(workspace: Workspace, *, every_block: bool = False) -> str:
+    """A scan for a terminal: a row for each family of blocks, or for each block."""
     found = _plural(len(workspace.blocks), "attention block")
     lines = [f"{workspace.source.name}: {_plural(len(workspace.model.nodes), 'node')}, {found}"]
     lines += [f"note: {note}" for note in workspace.notes]
     if workspace.blocks:
-        header = ("block", "status", "heads", "head size", "scale", "mask", "Casts", "id", "anchor")
-        rows = [_row(workspace, block) for block in workspace.blocks]
-        lines += ["", *_table(header, rows), ""]
-        for block in workspace.blocks:
-            lines += [f"{block.label} cannot be fused: at {item.at}, {item}" for item in workspace.obstacles(block.id)]
+        groups = _groups(workspace)
+        lines += ["", *_overview(workspace, [[block] for block in workspace.blocks] if every_block else groups), ""]
+        for group in groups:
+            for item in workspace.obstacles(group[0].id):
+                lines.append(f"{_labels(group)} cannot be fused: at {_place(group, item)}, {item}")
         lines += [f"Why ONNX Runtime leaves {whom} alone: {why}" for why, whom in _reasons(workspace.blocks)]
+        more = "--explain BLOCK shows the evidence for a block."
+        lines += [
+            "",
+            more if every_block or len(groups) == len(workspace.blocks) else f"--all lists all blocks, {more}",
+        ]
+    return _text(lines)
+
+
+def explain_text(workspace: Workspace, name: str) -> str:
+    """The evidence for one block, by id or label, step by step; BlockError if there is no such block."""
+    block = workspace.block(name)
+    family = workspace.family(block.id)
+    inside = workspace.scope(block.id)
+    lines = [
+        f"{block.label} ({block.id}) at {block.anchor}: {workspace.status(block.id)}",
+        *([f"in the body of {inside}"] if inside else []),
+        *([f"one of {family}"] if len(family.blocks) > 1 else []),
+        "",
+        *_overview(workspace, [[block]]),
+        "",
+    ]
+    for number, step in enumerate(block.evidence, 1):
+        lines.append(f"{number:>3}. {step.text}")
+        lines += [f"     {node}" for node in step.nodes]
+    lines += [f"It cannot be fused: at {item.at}, {item}" for item in workspace.obstacles(block.id)]
+    if block.ort_reason:
+        lines.append(f"Why ONNX Runtime leaves it alone: {block.ort_reason}")
     return _text(lines)
 
 
 def fuse_text(workspace: Workspace, report: FuseReport, verdict: Verdict | None, output: str | None) -> str:
     """The outcome of a fuse for a terminal."""
     lines = [f"Fused {len(workspace.plan.fusions)} of {_plural(len(workspace.blocks), 'attention block')}."]
-    lines += [f"Left {workspace.block(name).label}: at {item.at}, {item}" for name, item in report.skipped]
+    skipped = dict(report.skipped)
+    for group in _groups(workspace):
+        left = [block for block in group if block.id in skipped]
+        if left:
+            item = skipped[left[0].id]
+            lines.append(f"Left {_labels(left)}: at {_place(left, item)}, {item}")
     lines.append(counts_text(workspace.ops_before, workspace.ops_after))
     if verdict is not None:
         lines += ["", *_verdict_lines(verdict, {block.id: block.label for block in workspace.blocks})]
@@ -182,18 +223,51 @@ def profile_text(profile: Profile) -> str:
     return _text([*lines, *(f"note: {note}" for note in notes if note)])
 
 
-def _row(workspace: Workspace, block: Block) -> tuple[str, ...]:
-    return (
-        block.label,
-        workspace.status(block.id),
-        _or_unknown(block.num_heads),
-        _or_unknown(block.head_size),
-        "?" if block.scale is None else f"{block.scale:.6g}",
-        block.mask.kind,
-        str(len(block.casts)),
-        block.id,
-        block.anchor,
-    )
+def _groups(workspace: Workspace) -> list[list[Block]]:
+    """The members of each family, those apart in whose way something else stands."""
+    groups: dict[tuple[object, ...], list[Block]] = {}
+    for family in workspace.families:
+        for block in map(workspace.block, family.blocks):
+            codes = tuple(item.code for item in workspace.obstacles(block.id))
+            groups.setdefault((family, workspace.status(block.id), codes), []).append(block)
+    return list(groups.values())
+
+
+def _labels(blocks: Sequence[Block]) -> str:
+    return label_range([block.label for block in blocks])
+
+
+def _place(blocks: Sequence[Block], item: Obstacle) -> str:
+    """Where an obstacle is, shown for the first of several blocks that have it."""
+    return item.at if len(blocks) == 1 else f"{item.at} (in {blocks[0].label}, and likewise in the others)"
+
+
+def _overview(workspace: Workspace, groups: Sequence[Sequence[Block]]) -> list[str]:
+    """A table of blocks that are alike, a row for each group; columns that say nothing here are left out."""
+    blocks = [group[0] for group in groups]
+    alone = all(len(group) == 1 for group in groups)
+    columns: dict[str, list[str]] = {
+        "block" if alone else "blocks": [_labels(group) for group in groups],
+        "count": [] if alone else [str(len(group)) for group in groups],
+        "status": [workspace.status(block.id) for block in blocks],
+        "heads": [_beside(block.num_heads, block.kv_num_heads, "kv") for block in blocks],
+        "head size": [_beside(block.head_size, block.v_head_size, "v") for block in blocks],
+        "scale": ["?" if block.scale is None else f"{block.scale:.6g}" for block in blocks],
+        "mask": [block.mask.kind for block in blocks],
+        "softcap": ["" if block.softcap is None else f"{block.softcap:.6g}" for block in blocks],
+        "types": [" → ".join(dict.fromkeys(filter(None, (block.dtype, block.softmax_dtype)))) for block in blocks],
+        "Casts": [str(len(block.casts)) for block in blocks],
+        "id": [block.id for block in blocks] if alone else [],
+        "anchor": [block.anchor for block in blocks] if alone else [],
+    }
+    shown = {title: cells for title, cells in columns.items() if any(cells)}
+    return _table(tuple(shown), list(zip(*shown.values(), strict=True)))
+
+
+def _beside(number: int | None, other: int | None, whose: str) -> str:
+    """ "32", or "32 (8 kv)" where the other number differs."""
+    same = other is None or other == number
+    return _or_unknown(number) + ("" if same else f" ({other} {whose})")
 
 
 def _or_unknown(number: int | None) -> str:
@@ -212,15 +286,13 @@ def _comparison(item: Comparison, name: str) -> tuple[str, ...]:
 
 
 def _reasons(blocks: Iterable[Block]) -> list[tuple[str, str]]:
-    """Each reason of ORT once, with the blocks it holds for; reasons differ in node names only from layer to layer."""
-    first: dict[str, tuple[str, list[str]]] = {}
+    """Each reason of ORT once, with the blocks it holds for; from layer to layer reasons differ in names only."""
+    first: dict[str, tuple[str, list[Block]]] = {}
     for block in blocks:
         if block.ort_reason:
-            kind = block.ort_reason
-            for node in block.region:
-                kind = kind.replace(node.name, node.op_type)
-            first.setdefault(kind, (block.ort_reason, []))[1].append(block.label)
-    return [(why, labels[0] if len(labels) == 1 else f"{labels[0]} … {labels[-1]}") for why, labels in first.values()]
+            kind = _NAMES.sub("", block.ort_reason)
+            first.setdefault(kind, (block.ort_reason, []))[1].append(block)
+    return [(why, _labels(those)) for why, those in first.values()]
 
 
 def _text(lines: Iterable[str]) -> str:

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from explorer.attention import Block, Obstacle, Status, recognise
+from explorer.attention.family import Family, families, label_range
 from explorer.errors import BlockError, ExportError, PlanError
 from explorer.fusion import TARGETS, Plan, apply, choose
 from explorer.fusion.apply import PROVENANCE
 from explorer.model import Model, load, save, write_atomically
-from explorer.model.save import external_files, has_external_data, same_file, serialize
+from explorer.model.save import data_folder, external_files, same_file, serialize
 from explorer.profile import Profile, VariantSpec, profile
 from explorer.runtime import Worker
 from explorer.verify import Verdict, load_inputs, seeded_inputs, verify
@@ -64,6 +65,8 @@ class Workspace:
         """The source model; it is never changed."""
         self.blocks: tuple[Block, ...] = recognise(model)
         """The attention blocks of the source, in graph order."""
+        self.families: tuple[Family, ...] = families(self.blocks)
+        """Blocks that mean and are spelled the same, in the order of their first members; every block is in one."""
         self._by_id = {block.id: block for block in self.blocks}
         plan = Plan(model.digest)
         self._steps: tuple[_Step, ...] = (_Step("Opened", plan),)
@@ -140,6 +143,11 @@ class Workspace:
             raise BlockError(f"expected the id or label of a block, found {name!r}; this model has {known}")
         return found
 
+    def family(self, name: str) -> Family:
+        """The family of the block with this id or label; BlockError if there is none."""
+        block = self.block(name)
+        return next(family for family in self.families if block.id in family.blocks)
+
     def status(self, name: str) -> Status:
         """ "fused" (by the current plan, or in the file already), "fusable", or "blocked"."""
         block = self.block(name)
@@ -163,6 +171,14 @@ class Workspace:
             found.append(Choice(target, obstacles, TARGETS[target].words(self.model, block) if chosen else ""))
         return tuple(found)
 
+    def scope(self, name: str) -> str | None:
+        """Key of the If, Loop or Scan in whose body the block stands; None in the main graph."""
+        body = self.model.node(self.block(name).anchor).graph
+        if body is self.model.ir.graph:
+            return None
+        attributes = ((node, attribute) for node in self.model.nodes for attribute in node.attributes.values())
+        return next(self.model.key(node) for node, attribute in attributes if attribute.value is body)
+
     def nodes_of(self, name: str) -> tuple[str, ...]:
         """Keys of the block's nodes in the current model: its region, or the nodes that replaced it."""
         block, current = self.block(name), self.current
@@ -185,6 +201,14 @@ class Workspace:
     def fuse_all(self, target: str = "auto") -> FuseReport:
         """Fuse every block that can be; the report names the others with the first thing in the way."""
         blocks = [block for block in self.blocks if self.status(block.id) != "fused"]
+        return self._commit(self._fuse(blocks, target), blocks, target)
+
+    def fuse_family(self, name: str, target: str = "auto") -> FuseReport:
+        """Fuse the block with this id or label and every other of its family that can be, in one step.
+
+        The report names those left alone with the first thing in the way; BlockError if there is no such block.
+        """
+        blocks = [self.block(member) for member in self.family(name).blocks if self.status(member) != "fused"]
         return self._commit(self._fuse(blocks, target), blocks, target)
 
     def unfuse(self, *names: str) -> None:
@@ -330,9 +354,13 @@ class Workspace:
         self.cursor += 1
 
 
-def open_workspace(path: str | Path) -> Workspace:
-    """Open the ONNX model at `path`; ModelError in one sentence if that cannot be."""
-    return Workspace(load(path))
+def open_workspace(path: str | Path, shapes: Shapes | None = None) -> Workspace:
+    """Open the ONNX model at `path`; ModelError in one sentence if that cannot be.
+
+    `shapes` ({"x": (2, 938, 100)}) are taken for those of its inputs: what is found holds for them, and an exported
+    model declares them.
+    """
+    return Workspace(load(path, shapes=shapes))
 
 
 def profile_models(
@@ -351,7 +379,8 @@ def profile_models(
         for name, model in variants:
             file = Path(folder, f"{name}.onnx")
             file.write_bytes(serialize(model.ir))
-            specs.append(VariantSpec(name, str(file), str(model.path.parent) if has_external_data(model.ir) else None))
+            data = data_folder(model.ir)
+            specs.append(VariantSpec(name, str(file), None if data is None else str(data)))
         return profile(
             worker, specs, feeds, provider=provider, runs=runs, seed=seed, on_progress=on_progress, cancel=cancel
         )
@@ -359,5 +388,5 @@ def profile_models(
 
 def _labels(blocks: list[Block]) -> str:
     if len(blocks) > 3:
-        return f"{len(blocks)} blocks ({blocks[0].label} … {blocks[-1].label})"
+        return f"{len(blocks)} blocks ({label_range([block.label for block in blocks])})"
     return ", ".join(block.label for block in blocks) or "nothing"

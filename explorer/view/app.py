@@ -23,7 +23,7 @@ from explorer.view.graph_panel import GraphPanel
 from explorer.view.jobs import Jobs, Listener, Post, Progress, Step, kernel_post
 from explorer.view.scene import Scene
 from explorer.view.shapes import parse_shapes
-from explorer.view.snapshot import block_rows, casts_left, scene_of, short_path, unavailable
+from explorer.view.snapshot import block_rows, casts_left, fusable_alike, scene_of, short_path, unavailable
 from explorer.view.table import table_rows
 from explorer.workspace import Workspace, open_workspace
 
@@ -83,6 +83,7 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         actions: dict[w.Button, Callable[[], None]] = {
             c.open: self._open,
             c.fuse: self._fuse,
+            c.fuse_alike: lambda: self._change(lambda: self.workspace.fuse_family(self._selection.block)),
             c.fuse_all: lambda: self._change(lambda: self.workspace.fuse_all()),
             c.undo: lambda: self._change(lambda: self.workspace.undo()),
             c.redo: lambda: self._change(lambda: self.workspace.redo()),
@@ -225,6 +226,9 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         }  # fmt: skip
         for name, button in buttons.items():
             button.disabled, button.tooltip = name in reasons, reasons.get(name, name)
+        alike = fusable_alike(workspace, self._selection.block)
+        c.fuse_alike.description = f"Fuse all {alike} like this"
+        c.fuse_alike.layout.display = None if alike > 1 else "none"
         c.hint.value = panels.unavailable({name: reasons[name] for name in ("Fuse", "Fuse all") if name in reasons})
         self._refresh_work()
         if workspace is None:
@@ -253,7 +257,10 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         block = next((item for item in workspace.blocks if item.id == self._selection.block), None)
         if block is not None:
             offers = [(choice.target, choice.words, choice.obstacles) for choice in workspace.choices(block.id)]
-            return panels.block(block, workspace.status(block.id), offers, workspace.obstacles(block.id))
+            family, body = workspace.family(block.id), workspace.scope(block.id)
+            place = [f"One of {family}."] if len(family.blocks) > 1 else []
+            place += [f"It stands in the body of {body}."] if body else []
+            return panels.block(block, workspace.status(block.id), offers, workspace.obstacles(block.id), place)
         node = scene.node(self._selection.node)
         if node is not None:
             return panels.node(node, scene.info)

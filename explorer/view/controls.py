@@ -57,6 +57,7 @@ class Controls:
     message: w.HTML = field(default_factory=w.HTML)
 
     fuse: w.Button = field(default_factory=lambda: _button("Fuse", "compress", "primary"))
+    fuse_alike: w.Button = field(default_factory=lambda: _button("Fuse all like this", "compress"))
     fuse_all: w.Button = field(default_factory=lambda: _button("Fuse all", "compress"))
     undo: w.Button = field(default_factory=lambda: _button("Undo", "undo"))
     redo: w.Button = field(default_factory=lambda: _button("Redo", "repeat"))
@@ -132,7 +133,7 @@ class Controls:
             _row(self.path, self.open),
             self.about,
             self.message,
-            _row(self.fuse, self.fuse_all, self.undo, self.redo, self.hint),
+            _row(self.fuse, self.fuse_alike, self.fuse_all, self.undo, self.redo, self.hint),
             w.Box(
                 [canvas, side],
                 layout=w.Layout(display="flex", flex_flow="row wrap", grid_gap="8px", align_items="stretch"),

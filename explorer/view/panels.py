@@ -64,14 +64,18 @@ def counts(before: Mapping[str, int], after: Mapping[str, int]) -> str:
 
 
 def block(
-    item: Block, status: str, choices: Sequence[tuple[str, str, Sequence[Obstacle]]], obstacles: Sequence[Obstacle]
+    item: Block,
+    status: str,
+    choices: Sequence[tuple[str, str, Sequence[Obstacle]]],
+    obstacles: Sequence[Obstacle],
+    place: Sequence[str] = (),
 ) -> str:
     """What the selected block is, whether it can be fused, why not, and why ORT leaves it.
 
-    `choices` are (target, words, obstacles).
+    `choices` are (target, words, obstacles); `place` is sentences on where it stands and what is like it.
     """
     style = theme.STATUSES[status]
-    facts = "".join(f"<li>{as_html(sentence)}</li>" for sentence in words.sentences(item))
+    facts = "".join(f"<li>{as_html(sentence)}</li>" for sentence in (*words.sentences(item), *place))
     parts = [
         f"<h3>{as_html(item.label)} "
         f"<span class='explorer-status explorer-{status}'>{style.symbol} {style.words}</span></h3>",

@@ -35,8 +35,19 @@ def casts_left(shown: Scene) -> dict[str, int]:
 
 
 def block_rows(workspace: Workspace, casts: dict[str, int]) -> list[tuple[Block, str, int]]:
-    """(block, status, Casts left), in the order of the graph."""
-    return [(block, workspace.status(block.id), casts.get(block.id, 0)) for block in workspace.blocks]
+    """(block, status, Casts left), in the order of the graph. In the body of a node nothing is drawn or counted."""
+    rows: list[tuple[Block, str, int]] = []
+    for block in workspace.blocks:
+        status = workspace.status(block.id)
+        rows.append((block, status, casts.get(block.id, 0 if status == "fused" else len(block.casts))))
+    return rows
+
+
+def fusable_alike(workspace: Workspace | None, selected: str) -> int:
+    """How many blocks of the selected one's family can be fused now; 0 if none is selected."""
+    if workspace is None or all(block.id != selected for block in workspace.blocks):
+        return 0
+    return sum(workspace.status(member) == "fusable" for member in workspace.family(selected).blocks)
 
 
 def unavailable(workspace: Workspace | None, selected: str) -> dict[str, str]:

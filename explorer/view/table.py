@@ -16,7 +16,7 @@ from explorer.view.words import number
 
 _STATIC = Path(__file__).parent / "static"
 
-COLUMNS = ("Block", "Status", "Heads", "Head size", "Scale", "Mask", "Casts")
+COLUMNS = ("Block", "Status", "Heads", "Scale", "Mask", "Casts", "Type")
 
 
 class BlockTable(anywidget.AnyWidget):
@@ -40,11 +40,13 @@ def table_rows(blocks: Sequence[tuple[Block, str, int]]) -> list[dict[str, Any]]
                 for text in (
                     block.label,
                     f"{theme.STATUSES[status].symbol} {status}",
-                    _heads(block),
-                    number(block.head_size),
-                    number(block.scale),
+                    " × ".join(
+                        (_beside(block.num_heads, block.kv_num_heads), _beside(block.head_size, block.v_head_size))
+                    ),
+                    _scale(block),
                     block.mask.kind,
                     str(casts),
+                    _types(block),
                 )
             ],
         }
@@ -52,6 +54,16 @@ def table_rows(blocks: Sequence[tuple[Block, str, int]]) -> list[dict[str, Any]]
     ]
 
 
-def _heads(block: Block) -> str:
-    grouped = block.kv_num_heads not in (None, block.num_heads)
-    return f"{number(block.num_heads)} / {number(block.kv_num_heads)}" if grouped else number(block.num_heads)
+def _beside(query: int | None, value: int | None) -> str:
+    """The number for the query, and that for keys and values where it differs."""
+    return number(query) if value in (None, query) else f"{number(query)}/{number(value)}"
+
+
+def _types(block: Block) -> str:
+    """The element type of the data, and that of the softmax where it is another: the column is narrow."""
+    kinds = dict.fromkeys(name for name in (block.dtype, block.softmax_dtype) if name)
+    return " → ".join(name.replace("bfloat", "bf").replace("float", "fp") for name in kinds) or "?"
+
+
+def _scale(block: Block) -> str:
+    return number(block.scale) + ("" if block.softcap is None else f", cap {number(block.softcap)}")

@@ -37,7 +37,8 @@ _MEMBERS = {
     "MatMul": "MatMul Gemm FusedMatMul Einsum MatMulInteger QLinearMatMul Conv ConvTranspose MatMulNBits FusedGemm",
     "Softmax": "Softmax LogSoftmax",
     "Cast": "Cast CastLike QuantizeLinear DequantizeLinear",
-    "Attention": "MultiHeadAttention Attention GroupQueryAttention PackedMultiHeadAttention SparseAttention",
+    "Attention": "MultiHeadAttention Attention GroupQueryAttention QAttention PackedAttention PackedMultiHeadAttention "
+    "DecoderMaskedSelfAttention DecoderMaskedMultiHeadAttention SparseAttention PagedAttention LongformerAttention",
     "Normalization": "LayerNormalization SkipLayerNormalization RMSNormalization SimplifiedLayerNormalization "
     "SkipSimplifiedLayerNormalization BatchNormalization InstanceNormalization GroupNormalization GroupNorm",
     "Activation": "Relu Gelu FastGelu BiasGelu QuickGelu Erf Tanh Sigmoid Silu Swish LeakyRelu Elu Selu Softplus "

@@ -22,6 +22,8 @@ ROLES = {
     "pv": "P·V",
     "layout": "layout",
     "merge": "merge heads",
+    "repeat": "repeat heads",
+    "shape": "sizes",
     "fused": "fused attention",
 }
 
@@ -48,12 +50,12 @@ def sentences(block: Block) -> tuple[str, ...]:
         said.append(f"Computed by one operator already: {block.fused_as}.")
     if block.scale is not None:
         said.append(_scale(block))
-    casts = len(block.casts)
-    if casts:
-        widened = block.softmax_dtype and block.dtype and block.softmax_dtype != block.dtype
-        where = f": the softmax runs in {block.softmax_dtype}, the data is {block.dtype}" if widened else ""
-        said.append(f"{casts} Cast{'s' if casts > 1 else ''} around the softmax{where}.")
+    if block.factor is not None:
+        said.append(f"Logits are multiplied by {block.factor.value}, too.")
+    said += _types(block)
     said.append(_mask(block))
+    if block.nan_guard:
+        said.append("A query that may see no key gets zeros.")
     if block.softcap is not None:
         said.append(f"Logits are capped softly at ±{number(block.softcap)}.")
     if block.key is not None:
@@ -71,6 +73,15 @@ def _scale(block: Block) -> str:
     order = [node.role for node in block.region if node.role in ("cast", "scale", "softmax")]
     before = order[: order.index("scale")] if "scale" in order else []
     return f"{text}, after a Cast to {block.softmax_dtype}." if "cast" in before and block.softmax_dtype else f"{text}."
+
+
+def _types(block: Block) -> list[str]:
+    casts = len(block.casts)
+    widened = block.softmax_dtype and block.dtype and block.softmax_dtype != block.dtype
+    where = f"the softmax runs in {block.softmax_dtype}, the data is {block.dtype}" if widened else ""
+    if not casts:
+        return [f"{where[0].upper()}{where[1:]}."] if where else []
+    return [f"{casts} Cast{'s' if casts > 1 else ''} around the softmax{where and ': '}{where}."]
 
 
 def _mask(block: Block) -> str:

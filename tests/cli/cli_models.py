@@ -51,8 +51,9 @@ def renamed(old: str, new: str, proto: onnx.ModelProto | None = None) -> onnx.Mo
 
 ROOT = Path(__file__).parents[2]
 BLOCK_FIELDS = {
-    "id", "anchor", "status", "num_heads", "kv_num_heads", "head_size", "v_head_size", "scale", "mask", "softcap",
-    "casts", "nodes", "targets", "obstacles", "ort_reason",
+    "id", "label", "anchor", "scope", "status", "fused_as", "num_heads", "kv_num_heads", "head_size", "v_head_size",
+    "sizes", "scale", "factor", "mask", "softcap", "nan_guard", "dtype", "softmax_dtype", "layouts", "casts", "nodes",
+    "targets", "obstacles", "evidence", "ort_reason",
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper
 
 from explorer.attention.block import Block, Mask, Obstacle, Operand, RegionNode, Step, View
+from explorer.attention.family import Family, families
 from explorer.errors import BlockError, Cancelled, ExportError
 from explorer.fusion.plan import Plan
 from explorer.model.describe import GraphInfo, describe
@@ -141,11 +142,12 @@ def profile(**changes: Any) -> Profile:
 
 @dataclass
 class FakeWorkspace:
-    """Two blocks (or more) that fuse by name; results are canned; the last block may be blocked."""
+    """Two blocks (or more) that fuse by name; results are canned. Some may be blocked, or unlike the `other`s."""
 
     count: int = 2
     name: str = "n"
     blocked: frozenset[int] = frozenset()
+    other: frozenset[int] = frozenset()
     source: Path = Path("tiny.onnx")
     notes: tuple[str, ...] = ()
     log: list[str] = field(default_factory=list)
@@ -153,7 +155,9 @@ class FakeWorkspace:
     failure: Exception | None = None
 
     def __post_init__(self) -> None:
-        self.blocks = tuple(block(index, self.name) for index in range(self.count))
+        self.blocks = tuple(
+            block(index, self.name, scale=50.0 if index in self.other else 100.0) for index in range(self.count)
+        )
         self._plans, self.cursor = [Plan("0")], 0
         self._results: dict[tuple[str, Plan], Any] = {}
 
@@ -221,6 +225,15 @@ class FakeWorkspace:
 
     def fuse_all(self, target: str = "auto") -> Any:
         self.fuse(*(item.id for item in self.blocks if self.status(item.id) == "fusable"))
+
+    def family(self, block_id: str) -> Family:
+        return next(family for family in families(self.blocks) if block_id in family.blocks)
+
+    def fuse_family(self, block_id: str) -> Any:
+        self.fuse(*(member for member in self.family(block_id).blocks if self.status(member) == "fusable"))
+
+    def scope(self, block_id: str) -> str | None:
+        return None
 
     def unfuse(self, *ids: str) -> Any:
         self._do(self.plan.without(ids[0]))

@@ -65,6 +65,33 @@ def test_fuse_changes_graph_counts_and_table_at_once_then_verifies_and_profiles(
     assert c.progress.layout.visibility == "hidden"
 
 
+def test_all_blocks_like_the_selected_one_are_fused_in_one_step(post):
+    app, c = explorer(post, count=3)
+    assert "One of attn0…attn2: 3 identical blocks." in c.details.value
+    assert c.fuse_alike.description == "Fuse all 3 like this"
+    assert c.fuse_alike.layout.display != "none"
+    c.fuse_alike.click()
+    assert [row["status"] for row in c.table.rows] == ["fused"] * 3
+    settle(app, post)
+    c.undo.click()
+    assert [row["status"] for row in c.table.rows] == ["fusable"] * 3
+    settle(app, post)
+
+
+def test_there_is_no_button_for_a_family_of_one(post):
+    app, c = explorer(post, count=3, other=frozenset({2}))
+    assert c.fuse_alike.description == "Fuse all 2 like this"
+    app.select("attn2")
+    assert c.fuse_alike.layout.display == "none"
+    assert "identical" not in c.details.value
+    app.select("attn0")
+    c.fuse.click()
+    assert c.fuse_alike.layout.display == "none", "one is left to fuse"
+    settle(app, post)
+    app._picked("node:n0_q:MatMul")
+    assert c.fuse_alike.layout.display == "none", "no block is selected"
+
+
 def test_undo_and_redo_bring_results_back_without_running_again(post):
     app, c = explorer(post)
     c.fuse_all.click()

@@ -1,11 +1,12 @@
 """Sentences, panels and the shapes field."""
 
 import re
+from typing import get_args
 
 import pytest
 from fake import HOSTILE, block, graph_info, profile, verdict
 
-from explorer.attention.block import Mask, MaskTerm, Obstacle, Operand, View
+from explorer.attention.block import Factor, Mask, MaskTerm, Obstacle, Operand, Role, View
 from explorer.errors import InputError
 from explorer.profile import Ratio
 from explorer.view import panels, words
@@ -26,7 +27,7 @@ def test_a_block_is_said_in_plain_words():
 
 def test_words_for_other_blocks():
     key = Operand((View("kt", ("B", "N", "H", "S")), View("k", ("B", "S", "NH"))))
-    mask = Mask("padding", (MaskTerm("additive", "bias", (1, 1, 1, "T"), "float32"),))
+    mask = Mask("padding", (MaskTerm("additive", "bias", (1, 1, 1, "keys"), ("B", "N", "S", "T"), "float32"),))
     item = block(0, kv_num_heads=1, head_size=64, scale=0.125, mask=mask, softcap=30.0, key=key, v_head_size=32)
     said = " ".join(words.sentences(item))
     assert "2 heads of 64, 1 for keys and values, values of 32." in said
@@ -37,6 +38,28 @@ def test_words_for_other_blocks():
     assert "not scaled" in " ".join(words.sentences(block(0, scale=1.0)))
     assert "Computed by one operator already" in words.sentences(block(0, fused_as="Attention"))[1]
     assert words.heads(block(0, num_heads=None, head_size=None, kv_num_heads=None, v_head_size=None)) == "? heads of ?"
+
+
+def test_words_for_what_few_blocks_have():
+    said = words.sentences(
+        block(0, factor=Factor("temperature", (2, 1, 1), ("N", "S", "T"), "float16"), nan_guard=True)
+    )
+    assert "Logits are multiplied by temperature, too." in said
+    assert "A query that may see no key gets zeros." in said
+    plain = " ".join(words.sentences(block(0)))
+    assert "too." not in plain
+    assert "zeros" not in plain
+
+
+def test_an_element_type_of_the_softmax_that_takes_no_casts():
+    said = words.sentences(block(0, region=(), softmax_dtype="float32"))
+    assert "The softmax runs in float32, the data is float16." in said
+    for other in ("float16", ""):
+        assert not any("softmax runs" in text for text in words.sentences(block(0, region=(), softmax_dtype=other)))
+
+
+def test_every_role_has_a_word():
+    assert set(get_args(Role)) <= {*words.ROLES}
 
 
 def test_obstacles_name_the_place():
@@ -114,6 +137,7 @@ def test_panels_escape_everything_of_a_model():
     trouble = Obstacle("c", HOSTILE, HOSTILE, HOSTILE, HOSTILE)
     info = graph_info(1, name=HOSTILE)
     shown = [
+        panels.block(block(0), "fusable", [], [], [HOSTILE]),
         panels.block(item, "blocked", [(HOSTILE, HOSTILE, (trouble,)), (HOSTILE, HOSTILE, ())], [trouble]),
         panels.node(info.nodes[0], info),
         panels.about(HOSTILE, info, 2, (HOSTILE,)),
@@ -131,10 +155,23 @@ def test_panels_escape_everything_of_a_model():
         assert 'onerror="' not in text
 
 
+def cells(**changes):
+    (row,) = table_rows([(block(0, **changes), "fusable", 2)])
+    return dict(zip(COLUMNS, row["cells"], strict=True))
+
+
 def test_the_table_gets_plain_text():
-    (row,) = table_rows([(block(0, label=HOSTILE, kv_num_heads=1), "fusable", 2)])
-    assert row["cells"] == [HOSTILE.replace("\u202e", "\ufffd"), "◆ fusable", "2 / 1", "64", "100", "none", "2"]
-    assert len(row["cells"]) == len(COLUMNS)
+    assert cells(label=HOSTILE) == {
+        "Block": HOSTILE.replace("\u202e", "\ufffd"), "Status": "◆ fusable", "Heads": "2 × 64",
+        "Scale": "100", "Mask": "none", "Casts": "2", "Type": "fp16 → fp32",
+    }  # fmt: skip
+
+
+def test_the_table_shows_keys_and_values_where_they_differ():
+    row = cells(kv_num_heads=1, v_head_size=32, softcap=50.0, dtype="bfloat16", softmax_dtype="bfloat16")
+    assert (row["Heads"], row["Scale"], row["Type"]) == ("2/1 × 64/32", "100, cap 50", "bf16")
+    row = cells(num_heads=None, kv_num_heads=None, v_head_size=None, scale=None, dtype="", softmax_dtype="")
+    assert (row["Heads"], row["Scale"], row["Type"]) == ("? × 64", "?", "?")
 
 
 def test_escaping():

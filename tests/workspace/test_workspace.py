@@ -283,7 +283,7 @@ class TestSteps:
     def test_a_long_list_is_cut_in_words(self, workspace):
         ws = workspace(chain(5))
         ws.fuse_all()
-        assert ws.history[-1] == "Fused 5 blocks (attn0 … attn4)"
+        assert ws.history[-1] == "Fused 5 blocks (attn0…attn4)"
 
 
 class TestBlocksThatTouch:
