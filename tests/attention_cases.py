@@ -24,13 +24,15 @@ def cases(draw: Draw) -> tuple[Meaning, Spelling]:
     spelling |= _products(pick, draw, form, meaning, opset)
     spelling |= _operands(pick, form, meaning, spelling)
     spelling["coarse"], spelling["squeeze"], spelling["key_stop"] = (pick(False, True) for _ in range(3))
-    if meaning["heads"] == 1:
+    if 1 in (meaning["heads"], meaning["rows"]):
         spelling["coarse"] = False  # an axis of one entry that is merged and split again may come out anywhere
     spelling["reshape"] = pick("zeros", "minus", "numbers", "chain", "local")
     spelling["dynamic"] = pick(True, True, False)
     meaning["half"] = pick(False, True)
     meaning["seed"] = pick(*range(8))
     spelling |= _mask(pick, meaning, spelling)
+    if form == "single" and spelling["packed"] == "unbind" and (not spelling["dynamic"] or "b" in spelling["fixed"]):
+        spelling["packed"] = "gather"  # [1, 2, s, h] could as well be two heads
     spelling |= _scale(pick, meaning, spelling)
     spelling |= _casts_and_guards(pick, draw, meaning, spelling)
     return Meaning(**meaning), Spelling(**spelling)

@@ -33,7 +33,7 @@ def route(before: Layout, after: Layout, coarse: bool) -> list[Layout]:
         pair = left + right
         together = pair in target if coarse else all(any(pair in group for group in x) for x in (before, after))
         # what is merged with the head size would be taken for the heads
-        if together and (right not in "hv" or set(runs[-1]) <= set("gr")):
+        if together and left not in "hv" and (right not in "hv" or set(runs[-1]) <= set("gr")):
             runs[-1] += right
         else:
             runs.append(right)

@@ -33,7 +33,8 @@ def assign(
     outer = [axis for axis in "".join(query[0]) if axis not in head]
     outer = [*(axis for axis in shared if axis not in outer), *outer]
     only_query = [axis for axis in outer if axis not in shared]
-    evidence = _merged((*query, *output), head + v_head) or _merged((*key, *value), head + v_head)
+    views = (query, output, (*key, *value))
+    evidence = next((found for layouts in views if (found := _merged(layouts, head + v_head))), "")
     if evidence:
         # a key that is repeated shows only a part of the heads: what was split off the same axis of Q belongs to them
         repeated = [axis for axis in "".join(key[0]) if axis not in "".join(key[-1])]
@@ -42,7 +43,7 @@ def assign(
                 evidence += "".join(axis for axis in group if axis in repeated and axis not in evidence)
         # of rows and heads merged with the head size, the one next to it is the head
         own = [axis for axis in evidence if axis in only_query]
-        extra = own[:-1] if len(own) == len(only_query) and len(own) > 1 else []
+        extra = own[:-1] or (own if len(evidence) > 1 else []) if len(own) == len(only_query) else []
         found = "".join(axis for axis in evidence if axis not in extra)
         found += _joined(query, "".join(axis for axis in found if axis in shared), only_query)
         heads = [axis for axis in outer if axis in found]
@@ -82,11 +83,11 @@ def _last_of_several(shared: str, layouts: Sequence[Layout]) -> str:
 
 
 def _merged(layouts: Iterable[Layout], head: str) -> str:
-    """The letters merged with the head size, where fewest are."""
+    """The letters merged with the head size, where most are."""
     groups = [
         "".join(x for x in group if x not in head) for layout in layouts for group in layout if set(group) & set(head)
     ]
-    return min((group for group in groups if group), key=len, default="")
+    return max(groups, key=len, default="")
 
 
 def names(roles: Roles, head: str, v_head: str) -> dict[str, str]:

@@ -15,14 +15,15 @@ from explorer.attention.layouts import taken
 from explorer.model import Dim, Model
 from explorer.model.dims import divide
 
+_MAX_AXES = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """factor times the size of one axis of a value; without a value the factor alone."""
+    """factor times the sizes of some axes, each of a value by name; without any the factor alone."""
 
     factor: int
-    value: str = ""
-    axis: int = 0
+    axes: tuple[tuple[str, int], ...] = ()
 
 
 def measures(model: Model, value: ir.Value, block: Block) -> tuple[Measure, ...] | None:
@@ -35,12 +36,12 @@ def measures(model: Model, value: ir.Value, block: Block) -> tuple[Measure, ...]
     return known if shape is not None and len(known) == len(found) else None
 
 
-def _measure(model: Model, dim: Dim, sources: list[str]) -> Measure | None:
+def _measure(model: Model, dim: Dim, sources: list[str], axes: tuple[tuple[str, int], ...] = ()) -> Measure | None:
     if isinstance(dim, int):
-        return Measure(dim)
-    for name in sources:
+        return Measure(dim, axes)
+    for name in sources if len(axes) < _MAX_AXES else ():
         for axis, size in enumerate(model.shape(model.value(name)) or ()):
-            factor = divide(dim, size)
-            if isinstance(factor, int):
-                return Measure(factor, name, axis)
+            rest = None if isinstance(size, int) else divide(dim, size)
+            if rest is not None and (found := _measure(model, rest, sources, (*axes, (name, axis)))) is not None:
+                return found
     return None

@@ -129,13 +129,15 @@ class _Rewriter:
             shape.graph.remove(shape, safe=True)
 
     def _measured(self, emit: Emitter, item: Measure) -> int | ir.Value:
-        if not item.value:
+        factors = [emit.dimension(self._values[name], axis) for name, axis in item.axes]
+        if not factors:
             return item.factor
-        length = emit.dimension(self._values[item.value], item.axis)
-        if item.factor == 1:
-            return length
-        factor = emit.constant(np.array([item.factor], np.int64), "factor")
-        return emit.node("Mul", [length, factor], TensorType(ir.DataType.INT64, (1,)))
+        if item.factor != 1:
+            factors.append(emit.constant(np.array([item.factor], np.int64), "factor"))
+        size = factors[0]
+        for factor in factors[1:]:
+            size = emit.node("Mul", [size, factor], TensorType(ir.DataType.INT64, (1,)))
+        return size
 
     def _replace(self, old: ir.Value, new: ir.Value) -> None:
         """Let `new` take the place, the name and the type of `old`."""
