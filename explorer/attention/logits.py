@@ -32,6 +32,8 @@ class Logits:
     """Masks, each with the node that put it on the logits (None for the addend of a Gemm)."""
 
     factor: Factor | None = None
+    shifts: list[str] = field(default_factory=list)
+    """Axes along which something constant was subtracted, which softmax only overlooks if they are the keys."""
 
     def add(self, term: MaskTerm, hop: Hop | None = None) -> None:
         """Put a mask on the logits."""
@@ -72,8 +74,12 @@ def _guard(notes: Notes, axes: Axes, way: Way, hop: Hop, logits: Logits) -> bool
         helpers = ()
     elif is_op(node, "Where"):
         helpers = nan_guard(node, hop)
-    elif is_op(node, "Sub") and (helpers := _row_maximum(notes, hop)) is not None and hop.index == 1:
-        logits.multiply(-1.0)
+    elif is_op(node, "Sub"):
+        helpers = _row_maximum(notes, hop)
+        if helpers is not None:
+            logits.multiply(1.0 if hop.index == 0 else -1.0)
+            if any(dim != 1 for dim in notes.model.shape(helpers[-1].outputs[0]) or ()):  # not the largest of all
+                logits.shifts.append(axes.current(logits.layout)[-1])
     elif is_op(node, "Clip", "Min", "Max"):
         helpers = () if _wide(notes, node, hop) else None
     elif is_op(node, "Expand"):
@@ -99,13 +105,14 @@ def nan_guard(node: ir.Node, hop: Hop) -> tuple[ir.Node, ...] | None:
 
 def _row_maximum(notes: Notes, hop: Hop) -> tuple[ir.Node, ...] | None:
     """The nodes behind the maximum in `x - max(x)`, the same for all keys, which no softmax notices; None if not so."""
-    value, nodes = hop.node.inputs[1 - hop.index], []
+    value, nodes = hop.node.inputs[1 - hop.index], list[ir.Node]()
     while value is not None and is_op(source := value.producer(), "ReduceMax", "Unsqueeze", "Reshape", "Expand"):
         assert source is not None
-        nodes.append(source)
         shape = notes.model.shape(value)
-        if source.op_type != "Expand" and (shape is None or (shape and shape[-1] != 1)):
-            return None
+        unexpanded = source.op_type != "Expand" and all(is_op(node, "Expand") for node in nodes)
+        if unexpanded and (shape is None or (shape and shape[-1] != 1)):
+            return None  # what is subtracted differs along the last axis
+        nodes.append(source)
         value = source.inputs[0]
         if source.op_type == "ReduceMax":
             return tuple(nodes) if value is hop.value else None

@@ -171,6 +171,10 @@ class Reading:
             return None
         layout, guarded = read
         keys = axes.now(keys)
+        if any(axes.now(shift) != keys for shift in logits.shifts):
+            found = "a maximum taken over another axis than the keys"
+            notes.obstacle("logits-operator", self.softmax.node, "logits less the largest of their row", found)
+            return None
         notes.step("The probabilities are multiplied with V.", pv.node)
         value = self._value(pv, layout, keys)
         if value is None:

@@ -178,3 +178,23 @@ def test_a_block_in_the_branch_of_an_if_is_fused_there(tmp_path, which):
     (attention,) = (node for node in result.nodes if node.op_type == "MultiHeadAttention")
     assert attention.graph is not result.ir.graph
     same_results(model, result, feeds(**SIZES) | {"c": np.array(which)})
+
+
+@pytest.mark.parametrize(("softmax_axis", "codes"), [(-1, []), (-2, ["logits-operator"])])
+def test_the_largest_logit_may_be_taken_off_its_own_row_only(tmp_path, softmax_axis, codes):
+    """With the keys on the rows of the product, max over its columns is not what a softmax over its rows overlooks."""
+    by_rows = softmax_axis == -2
+    product = "x = MatMul(k, qt)" if by_rows else "x = MatMul(q, kt)"
+    _, block = read(
+        tmp_path,
+        f"""g ({QKV}) => (float[b, 2, s, 8] y) {{
+            kt = Transpose<perm = [0, 1, 3, 2]>(k)
+            qt = Transpose<perm = [0, 1, 3, 2]>(q)
+            {product}
+            m = ReduceMax<axes = [-1]>(x)
+            d = Sub(x, m)
+            w = Softmax<axis = {softmax_axis}>(d)
+            {"p = Transpose<perm = [0, 1, 3, 2]>(w)" if by_rows else "p = Identity(w)"}
+            y = MatMul(p, v) }}""",
+    )
+    assert [obstacle.code for obstacle in block.obstacles] == codes
