@@ -17,7 +17,7 @@ from attention_spelling import LETTERS, RESULTS, Layout, Meaning, Spelling, pack
 from attention_writer import FLOAT, HALF, Tensor, Writer
 from onnx import helper
 
-__all__ = ["Meaning", "Spelling", "Written", "feeds_for", "oracle", "render", "run_on_cpu", "write"]
+__all__ = ["PLAIN", "Meaning", "Spelling", "Written", "feeds_for", "oracle", "render", "run_on_cpu", "write"]
 
 PLAIN = Spelling()
 

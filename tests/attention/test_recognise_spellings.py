@@ -6,8 +6,9 @@ from dataclasses import fields
 
 import pytest
 from attention_cases import cases
-from attention_graphs import Meaning, Spelling, write
+from attention_graphs import PLAIN, Meaning, Spelling, write
 from attention_reading import assert_computes, assert_fuses, assert_reads, loaded, only_block
+from attention_spelling import MASKS, RESULTS, SOURCES
 from hypothesis import HealthCheck, given, settings
 
 # Random, yet the same at each run: what a run finds, every run finds
@@ -103,13 +104,81 @@ ALONE: list[tuple[dict[str, object], dict[str, object]]] = [
 ]  # fmt: skip
 
 
+# Attention as well-known models are exported
+EXPORTED = {
+    "BERT by TorchScript": (
+        Meaning(mask="tokens"),
+        Spelling(opset=12, reshape="local", scale_op="Div", mask_by="product", guards=("dropout",)),
+    ),
+    "GPT-2": (
+        Meaning(past=2, rows=3, keys=5, mask="causal+tokens", scale=8**-0.5),
+        Spelling(packed="split", scale_op="Div", scale_source="runtime", scale_at="logits", key_stop=False),
+    ),
+    "T5": (
+        Meaning(scale=1.0, mask="bias+tokens", heads=4),
+        Spelling(scale_at="none", fixed="s", mask_by="product", reshape="chain", opset=11),
+    ),
+    "XLNet": (
+        Meaning(mask="additive4", keys=7),
+        Spelling(query="sbd", key="sbd", value="sbd", logits="s.t.b.n", qk="Einsum", pv="Einsum", merge="sequence"),
+    ),
+    "nn.MultiheadAttention": (
+        Meaning(mask="additive2", keys=7),
+        Spelling(**SEQUENCE_FIRST, logits="bn.s.t", coarse=True, scale_at="q", operand_at="source"),
+    ),
+    "scaled_dot_product_attention by TorchScript": (
+        Meaning(mask="causal", scale=8**-0.5),
+        Spelling(scale_at="both", scale_source="runtime", causal="tril", mask_by="add", fill="inf", opset=14),
+    ),
+    "ViT": (Meaning(), Spelling(packed="unbind", reshape="chain", guards=("identity", "dropout"))),
+    "Swin": (Meaning(heads=3, mask="windows"), Spelling(packed="gather", fixed="s", scale_at="q", reshape="chain")),
+    "diffusers' baddbmm": (
+        Meaning(mask="zero", keys=7),
+        Spelling(logits="bn.s.t", mask_by="product", mask_first=True, reshape="chain"),
+    ),
+    "F5-TTS in fp16": (
+        Meaning(half=True, scale=100.0),
+        Spelling(casts="after", two_casts=True, scale_first=True, fixed="b"),
+    ),
+    "Llama": (
+        Meaning(heads=6, kv_heads=2, past=2, rows=3, keys=5, mask="causal+tokens", half=True),
+        Spelling(repeat="expand", casts="masked", causal="range", mask_by="add", reshape="chain", opset=18),
+    ),
+    "Falcon": (Meaning(heads=4, kv_heads=1, mask="alibi"), Spelling(packed="split", repeat="broadcast")),
+    "Gemma 2": (
+        Meaning(heads=4, kv_heads=2, softcap=30.0, mask="causal", v_head_size=6),
+        Spelling(repeat="expand", causal="trilu", fill="min", opset=20),
+    ),
+    "BLOOM": (
+        Meaning(mask="alibi"),
+        Spelling(packed="interleaved", logits="bn.s.t", qk="FusedMatMul", scale_at="alpha"),
+    ),
+    "a VAE's single head": (
+        Meaning(heads=1),
+        Spelling(logits="b.s.t", key="native", value="native", value_first=True, merge="channels"),
+    ),
+    "grouped heads in Flax": (
+        Meaning(heads=4, kv_heads=2, mask="boolean4"),
+        Spelling(repeat="absent", logits="b.g.r.s.t", qk="Einsum", pv="Einsum", query="bsnh", key="bsnh", value="bsnh"),
+    ),
+}
+
+
 def _words(case: tuple[dict[str, object], dict[str, object]]) -> str:
     return " ".join(f"{name}={value}" for part in case for name, value in part.items()) or "plain"
 
 
 @pytest.mark.parametrize("case", ALONE, ids=_words)
 def test_each_spelling_alone(case: tuple[dict[str, object], dict[str, object]]) -> None:
-    meaning, spelling = Meaning(**case[0]), Spelling(**case[1])  # type: ignore[arg-type]
+    _check(Meaning(**case[0]), Spelling(**case[1]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_what_exporters_write(name: str) -> None:
+    _check(*EXPORTED[name])
+
+
+def _check(meaning: Meaning, spelling: Spelling) -> None:
     written = write(meaning, spelling)
     assert_computes(written.proto.SerializeToString(), meaning, spelling, {})
     model = loaded(written.proto)
@@ -143,3 +212,6 @@ def test_every_value_that_a_spelling_can_have_is_tried_alone() -> None:
     for field in fields(Spelling):
         tried = {spelling[field.name] for _, spelling in ALONE if field.name in spelling}
         assert tried - {field.default} or field.name in untried, field.name
+    for name, every in (("key", SOURCES), ("merge", RESULTS)):
+        assert {spelling[name] for _, spelling in ALONE if name in spelling} >= set(every) - {getattr(PLAIN, name)}
+    assert {meaning.get("mask", "none") for meaning, _ in ALONE} == set(MASKS)

@@ -61,11 +61,12 @@ def test_what_was_made_is_old():
 
 
 def test_what_somebody_froze_stays_frozen():
+    """A few of the frozen may die meanwhile; had they been thawed, none would be left."""
     gc.freeze()
     frozen = gc.get_freeze_count()
     with collector_paused():
         pass
-    assert gc.get_freeze_count() >= frozen > 0
+    assert gc.get_freeze_count() > frozen // 2 > 0
 
 
 def test_a_load_makes_no_collection(write):
