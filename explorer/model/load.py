@@ -15,7 +15,7 @@ from explorer.errors import ModelError
 from explorer.model.causes import first_cause
 from explorer.model.dialect import to_one_form
 from explorer.model.dims import symbols
-from explorer.model.external import locate_external_data
+from explorer.model.external import attach, is_external, linked_data, locate_external_data
 from explorer.model.functions import inline_attention
 from explorer.model.given import Shapes, digest_with, give_shapes
 from explorer.model.model import Model
@@ -39,13 +39,11 @@ def load(path: str | Path, shapes: Shapes | None = None) -> Model:
     """
     path = Path(path)
     with collector_paused():
-        data = _read(path)
-        proto = _parse(data, path)
+        proto, digest = _parse(_read(path), path)
         found = survey(proto, path)
-        external = [tensor for tensor in found.tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
+        external = [tensor for tensor in found.tensors if is_external(tensor)]
         folder = locate_external_data(external, path)
         notes = [*_doubts(proto, found), *to_one_form(proto, found), *inline_attention(proto, found)]
-        digest = hashlib.sha256(data).hexdigest()
         if shapes:
             notes.append(give_shapes(proto, shapes, path))
             digest = digest_with(digest, shapes)
@@ -53,8 +51,9 @@ def load(path: str | Path, shapes: Shapes | None = None) -> Model:
         if not found.in_order:
             _sort(model, path)
             notes.append("The file's nodes were not in execution order; they have been sorted.")
-        for graph in _outer_graphs(model) if external else ():
-            ir.external_data.set_base_dir(graph, folder)
+        if external:
+            attach(model, folder)
+            notes += linked_data(model)
         known, note = infer_types(proto)
         notes += [note] if note else []
         types, demanded = imply(model, infer(model, known))
@@ -68,23 +67,26 @@ def load(path: str | Path, shapes: Shapes | None = None) -> Model:
 
 def _read(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size <= _MAX_BYTES:
+        found = path.stat()
+        if path.is_dir():
+            raise ModelError(f"expected an ONNX file at {path}, found a folder: name the .onnx file in it")
+        if not path.is_file():  # reading it might never end
+            raise ModelError(f"expected an ONNX file at {path}, found a pipe or a device: save what it gives to a file")
+        if found.st_size <= _MAX_BYTES:
             return path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"expected an ONNX model at {path}, found no such file: check the path") from None
-    except IsADirectoryError:
-        raise ModelError(f"expected an ONNX file at {path}, found a folder: name the .onnx file in it") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"expected a readable ONNX file at {str(path)!r}: {reason}") from None
     raise ModelError(
-        f"expected at most 2 GB in {path}, as much as one ONNX file can hold, found {size / 1e9:.1f} GB: open the file "
-        "whose external data it is, or export the model again with its weights in another file"
+        f"expected at most 2 GB in {path}, as much as one ONNX file can hold, found {found.st_size / 1e9:.1f} GB: open "
+        "the file whose external data it is, or export the model again with its weights in another file"
     )
 
 
-def _parse(data: bytes, path: Path) -> onnx.ModelProto:
+def _parse(data: bytes, path: Path) -> tuple[onnx.ModelProto, str]:
+    """The model and the digest of its file."""
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -100,7 +102,7 @@ def _parse(data: bytes, path: Path) -> onnx.ModelProto:
             f"expected {path} to say which operator set it uses, found none: the file is truncated or damaged; "
             "export or download it again"
         )
-    return proto
+    return proto, hashlib.sha256(data).hexdigest()
 
 
 def _to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
@@ -115,16 +117,10 @@ def _to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
         logger.setLevel(level)
 
 
-def _outer_graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """The graph and those of the functions; bodies are inside."""
-    yield model.graph
-    yield from (function.graph for function in model.functions.values())
-
-
 def _sort(model: ir.Model, path: Path) -> None:
-    """Put the nodes of every graph in execution order."""
+    """Put the nodes of every graph in execution order, those of bodies with them."""
     try:
-        for graph in _outer_graphs(model):
+        for graph in (model.graph, *(function.graph for function in model.functions.values())):
             graph.sort()
     except ValueError:
         raise ModelError(

@@ -103,6 +103,18 @@ def all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
                 yield from all_nodes(body.node)
 
 
+def all_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every dense tensor that the model holds: initializers and attributes, those of bodies and functions with them."""
+    yield from proto.graph.initializer
+    for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
+        for attribute in (attribute for node in all_nodes(nodes) for attribute in node.attribute):
+            if attribute.type == _TENSOR:
+                yield attribute.t
+            yield from attribute.tensors
+            for body in bodies(attribute):
+                yield from body.initializer
+
+
 def own_values(graph: onnx.GraphProto) -> dict[str, None]:
     """Names of the graph's own values, those of its bodies left out: inputs, stored tensors, what its nodes compute."""
     names = dict.fromkeys(info.name for info in graph.input)
@@ -279,4 +291,4 @@ def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
 def size_bytes(tensor: onnx.TensorProto) -> int:
     """How many bytes the contents of `tensor` take; 0 for text, which has no fixed size."""
     dtype = ir.DataType(tensor.data_type)
-    return 0 if dtype == ir.DataType.STRING else math.ceil(dtype.itemsize * math.prod(tensor.dims))
+    return 0 if dtype == ir.DataType.STRING else -(-dtype.bitwidth * math.prod(tensor.dims) // 8)

@@ -70,7 +70,7 @@ def infer_types(proto: onnx.ModelProto) -> tuple[dict[str, TensorType], str]:
             _name_dims(value)
     inputs = [value for value in bare.graph.input if value.name in given]
     try:
-        inferred = onnx.shape_inference.infer_shapes(bare, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(bare)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError) as error:
         inferred = proto
         note = f"ONNX shape inference stopped, so some shapes are unknown: {str(error).strip().splitlines()[0]}"

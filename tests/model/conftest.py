@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -35,3 +36,17 @@ def write(tmp_path: Path) -> Write:
 def opened(write: Write) -> Open:
     """Write a graph and load it."""
     return lambda *args, **kwargs: load(write(*args, **kwargs))
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """The test fails after ten seconds: who waits for a pipe waits for ever."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)

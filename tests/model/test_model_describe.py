@@ -56,6 +56,15 @@ def test_the_whole_of_a_small_graph(opened):
     assert graph.tensors["d"].type == "float32[N, 4]"
 
 
+@pytest.mark.parametrize(("ir_version", "inputs", "kind"), [(3, ("x",), "initializer"), (4, ("x", "w"), "input")])
+def test_a_weight_that_is_listed_as_an_input(opened, ir_version, inputs, kind):
+    """Up to IR version 3 all had to be; since then it means that a caller may replace it."""
+    text = "g (float[4] x, float[4] w) => (float[4] y) <float[4] w = {1, 2, 3, 4}> { y = Add (x, w) }"
+    graph = describe(opened(text, header=f'<ir_version: {ir_version}, opset_import: ["": 8]>'))
+    assert graph.inputs == inputs
+    assert graph.tensors["w"].kind == kind
+
+
 def test_a_node_that_reads_a_tensor_twice_is_one_consumer(opened):
     graph = describe(opened("g (float[N] x) => (float[N] y) { [twice] y = Mul (x, x) }"))
     assert graph.tensors["x"].consumers == ("twice",)

@@ -54,6 +54,15 @@ class TestNoModel:
     def test_folder(self, tmp_path):
         assert "found a folder" in refusal(tmp_path)
 
+    @pytest.mark.usefixtures("in_time")
+    def test_a_pipe(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        assert "a pipe or a device: save what it gives to a file" in refusal(tmp_path / "pipe")
+
+    @pytest.mark.usefixtures("in_time")
+    def test_a_device(self):
+        assert "a pipe or a device" in refusal("/dev/zero")
+
     def test_path_below_a_file(self, tmp_path):
         (tmp_path / "file").write_text("x")
         assert "file/model.onnx" in refusal(tmp_path / "file" / "model.onnx")
