@@ -12,14 +12,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from explorer.version import __version__
+
 if TYPE_CHECKING:
     from explorer.errors import ExplorerError
     from explorer.view import Explorer
     from explorer.workspace import Workspace
     from explorer.workspace import open_workspace as open
 
-__version__ = "0.1.0"
-__all__ = ["Explorer", "ExplorerError", "Workspace", "open"]
+__all__ = ["Explorer", "ExplorerError", "Workspace", "__version__", "open"]
 
 _HOME = {
     "Explorer": ("explorer.view", "Explorer"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attention_spelling import MASKS, RESULTS, SOURCES, Meaning, Spelling
+from attention_spelling import BLINDING, MASKS, RESULTS, SOURCES, Meaning, Spelling
 from hypothesis import strategies as st
 
 Draw = Any
@@ -40,21 +40,22 @@ def cases(draw: Draw) -> tuple[Meaning, Spelling]:
 
 def _sizes(pick: Draw, form: str) -> dict[str, Any]:
     groups, repeats = pick(1, 2, 3), pick(1, 1, 2, 3)
+    square = pick(False, False, True)  # as many keys as queries, one head size, as some operators want it
     if form == "grouped":
         repeats = pick(2, 3)
     if form in ("single", "plain"):
         groups = repeats = 1
-    rows, past = pick(3, 1, 2, 5), pick(0, 0, 0, 2)
-    head_size = pick(4, 8)
+    rows, past = pick(3, 1, 2, 5), 0 if square else pick(0, 0, 0, 2)
+    head_size = pick(8, 16) if square else pick(4, 8)
     return {
         "batch": 1 if form in ("unbatched", "plain") else pick(1, 2, 3),
         "heads": groups * repeats,
         "kv_heads": groups,
         "rows": rows,
-        "keys": rows + past if past else pick(rows, rows, 4, 7),
+        "keys": rows + past if past or square else pick(rows, rows, 4, 7),
         "past": past,
         "head_size": head_size,
-        "v_head_size": pick(head_size, head_size, 6),
+        "v_head_size": head_size if square else pick(head_size, head_size, 6),
     }
 
 
@@ -118,6 +119,8 @@ def _mask(pick: Draw, m: dict[str, Any], s: dict[str, Any]) -> dict[str, Any]:
     constant = not s["dynamic"] or "s" in fixed
     m["mask"] = mask = pick(*_masks(m, "b" in s["logits"], constant))
     m["mask_scaled"] = mask != "none" and pick(False, False, False, True)
+    some_see = m["batch"] > 1 if mask in ("padding", "tokens", "causal+tokens") else m["rows"] > 1
+    m["blind"] = mask in BLINDING and some_see and pick(False, True)
     triangles = ["slice", "range", *["constant"] * constant, *["tril", "trilu"] * (s["opset"] >= 14 and not m["past"])]
     by = pick("where", "add", *["product"] * (not m["mask_scaled"]))
     causal = pick(*triangles)
@@ -150,10 +153,13 @@ def _scale(pick: Draw, m: dict[str, Any], s: dict[str, Any]) -> dict[str, Any]:
     root = m["head_size"] ** -0.5
     m["scale"] = 1.0 if at == "none" else pick(root, root, 0.125, *[100.0] * (not m["mask_scaled"]))
     m["softcap"] = None if m["mask_scaled"] else pick(None, None, None, 5.0, 30.0)
+    source = pick("initializer", "constant", "sqrt", *["runtime"] * (m["scale"] == root))
+    if at not in ("none", "both") and source in ("initializer", "constant") and not m["mask_scaled"]:
+        m["scale"] *= pick(1, 1, 1, -1)
     return {
         "scale_at": at,
         "scale_op": pick("Mul", "Div"),
-        "scale_source": pick("initializer", "constant", "sqrt", *["runtime"] * (m["scale"] == root)),
+        "scale_source": source,
         "scale_first": pick(True, False),
         "operand_at": pick("source", "heads", "product"),
     }

@@ -20,6 +20,8 @@ from onnx import helper
 __all__ = ["PLAIN", "Meaning", "Spelling", "Written", "feeds_for", "oracle", "render", "run_on_cpu", "write"]
 
 PLAIN = Spelling()
+BLIND = -5e3
+"""Where no logit is greater, a query sees no key: what comes out of it is nobody's concern."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class _Graph:
 def tensors(meaning: Meaning) -> dict[str, np.ndarray]:
     """Random quantities of a meaning, with an axis for each letter: logits large enough that a wrong scale shows."""
     m, sizes, rng = meaning, meaning.sizes, np.random.default_rng(meaning.seed)
-    gain = 1.5 / math.sqrt(m.scale * math.sqrt(m.head_size))
+    gain = 1.5 / math.sqrt(abs(m.scale) * math.sqrt(m.head_size))
 
     def shape(letters: str) -> list[int]:
         return [sizes[letter] if letter in letters else 1 for letter in LETTERS]
@@ -237,6 +239,9 @@ def tensors(meaning: Meaning) -> dict[str, np.ndarray]:
     keys = np.arange(m.keys).reshape(shape("t"))
     tokens = np.broadcast_to(keys < max(m.keys - 2, 1), shape("bwt"))
     visible = (rng.random(shape(varies)) < 0.6) | (keys == 0)
+    if m.blind:
+        tokens = tokens & (np.arange(m.batch).reshape(shape("b")) > 0)
+        visible = visible & (np.arange(m.rows).reshape(shape("s")) > 0)
     bias = rng.standard_normal(shape(varies)) * 2
     bias = {"padding": np.where(tokens, 0.0, -3e38), "windows": np.where(bias > 0, 0.0, -100.0)}.get(m.mask, bias)
     slopes = 2.0 ** -np.arange(1, m.heads + 1).reshape(shape("gr"))
@@ -258,7 +263,7 @@ def feeds_for(meaning: Meaning, spelling: Spelling = PLAIN) -> dict[str, np.ndar
 
 
 def oracle(meaning: Meaning, spelling: Spelling, feeds: dict[str, np.ndarray]) -> np.ndarray:
-    """What the rendered graph means, in float64."""
+    """What the rendered graph means, in float64; NaN for queries that see no key."""
     m, written, data = meaning, write(meaning, spelling), tensors(meaning)
     for name, array in feeds.items():
         parts = written.slots.parts[name]
@@ -296,8 +301,10 @@ def _attention(m: Meaning, data: dict[str, np.ndarray]) -> np.ndarray:
                 "causal": np.tri(m.rows, m.keys, m.keys - m.rows),
             }  # fmt: skip
             logits = np.where(kept[part] != 0, logits, -np.inf)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
+    highest = logits.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        weights = np.exp(logits - highest)
+    weights /= np.where(highest > BLIND, weights.sum(-1, keepdims=True), np.nan)
     result = np.einsum("bwgrst,bwgtv->bwgrsv", weights, v)
     return unpack(result, tuple("bwgrsv"), m.sizes)
 

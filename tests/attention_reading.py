@@ -11,7 +11,7 @@ import pytest
 from attention_graphs import Meaning, Spelling, Written, feeds_for, oracle, run_on_cpu
 
 from explorer.attention import Block, recognise
-from explorer.fusion import Plan, apply, choose
+from explorer.fusion import TARGETS, Plan, apply, choose
 from explorer.model import Model, load
 from explorer.model.save import serialize
 
@@ -40,34 +40,54 @@ def assert_reads(block: Block, meaning: Meaning, spelling: Spelling, written: Wr
 
 
 def assert_fuses(
-    model: Model, block: Block, meaning: Meaning, spelling: Spelling, extra: dict[str, np.ndarray]
+    model: Model, block: Block, meaning: Meaning, spelling: Spelling, extra: dict[str, np.ndarray], wish: str = "auto"
 ) -> None:
-    """`block` becomes MultiHeadAttention if that can express it, and the fused model computes the meaning.
+    """`block` becomes what `wish` says if that can express it, and the fused model computes the meaning.
 
     `extra` is fed to inputs that the rendered graph alone does not have.
     """
-    target, obstacles = choose(model, block, "auto")
-    if meaning.softcap is not None:
-        assert "softcap" in {obstacle.code for obstacle in obstacles}
+    choice = choose(model, block, wish)
+    assert {obstacle.code for obstacle in choice.obstacles} == inexpressible(meaning, wish)
+    if choice.obstacles:
         return
-    assert [str(obstacle) for obstacle in obstacles] == []
+    assert wish in ("auto", choice.target)
     before = serialize(model.ir)
-    fused = apply(model, [block], Plan(model.digest).with_fusion(block.id, target))
+    fused = apply(model, [block], Plan(model.digest).with_fusion(block, choice.target))
     assert serialize(model.ir) == before
     counts = fused.op_counts()
-    assert counts["MultiHeadAttention"] == 1
+    assert counts[TARGETS[choice.target].operator.rpartition(".")[2]] == 1
     assert "Softmax" not in counts
-    assert_computes(serialize(fused.ir), meaning, spelling, extra)
+    result = assert_computes(serialize(fused.ir), meaning, spelling, extra)
+    if meaning.blind:
+        (source, *_) = run_on_cpu(before, feeds_for(meaning, spelling) | extra)
+        assert np.all(np.isfinite(result[np.isfinite(source)]))
+        assert "nan" not in spelling.guards or np.all(result[source == 0] == 0)
 
 
-def assert_computes(model: bytes, meaning: Meaning, spelling: Spelling, extra: dict[str, np.ndarray]) -> None:
-    """The first output of `model` is what `meaning` means."""
+def inexpressible(meaning: Meaning, target: str) -> set[str]:
+    """The codes of what keeps `target` from expressing a meaning."""
+    m = meaning
+    codes = {
+        "mha": {"softcap": m.softcap is not None},
+        "gqa": {
+            "heads": m.sizes["r"] == 1,
+            "lengths": m.rows != m.keys,
+            "head-size": m.head_size % 8 != 0 or m.sizes["v"] != m.head_size,
+        },
+    }
+    return {code for code, holds in codes.get(target, {}).items() if holds}
+
+
+def assert_computes(model: bytes, meaning: Meaning, spelling: Spelling, extra: dict[str, np.ndarray]) -> np.ndarray:
+    """The first output of `model`, which is what `meaning` means for all queries that see a key."""
     feeds = feeds_for(meaning, spelling)
     truth = oracle(meaning, spelling, feeds)
     result = run_on_cpu(model, feeds | extra)[0]
     assert result.shape == truth.shape
-    tolerance = (2e-2 if meaning.half else 2e-5) * max(np.abs(truth).max(), 1)
-    np.testing.assert_allclose(result.astype(np.float64), truth, atol=tolerance)
+    sees = np.isfinite(truth)
+    tolerance = (2e-2 if meaning.half else 2e-5) * max(np.abs(truth[sees]).max(), 1)
+    np.testing.assert_allclose(result.astype(np.float64)[sees], truth[sees], atol=tolerance)
+    return result
 
 
 def only_block(model: Model) -> Block:

@@ -41,6 +41,10 @@ VARIES = {
 }  # fmt: skip
 
 
+# Those that can hide all keys of a query
+BLINDING = ("padding", "boolean2", "boolean4", "tokens", "causal+tokens")
+
+
 class _Brief:
     """Shown by what differs from the default, so that a failing example can be read."""
 
@@ -64,6 +68,7 @@ class Meaning(_Brief):
     scale: float = 0.25
     mask: str = "none"  # see MASKS
     mask_scaled: bool = False  # scale·(QKᵀ + mask)
+    blind: bool = False  # some queries see no key at all; the mask must be one of BLINDING
     softcap: float | None = None
     half: bool = False
     seed: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -45,6 +46,62 @@ def families(blocks: Iterable[Block]) -> tuple[Family, ...]:
     return tuple(
         Family(label_range([block.label for block in group]), tuple(block.id for block in group)) for group in groups
     )
+
+
+def describe(block: Block) -> str:
+    """What a block computes, whatever its nodes are called and however they spell it.
+
+    "16 heads of 64, batch 2, seq queries, seq keys, scale 100, no mask, float16, softmax in float32"; what is not known
+    of a block is left out.
+    """
+    facts = [_heads(block), *_lengths(block)]
+    if block.scale is not None:
+        facts.append(f"scale {block.scale:.6g}")
+    if block.factor is not None:
+        facts.append(f"times a factor {_shape(block.factor.shape)}")
+    if block.softcap is not None:
+        facts.append(f"capped at {block.softcap:.6g}")
+    facts.append(_mask(block))
+    if block.nan_guard:
+        facts.append("zeros where no key is seen")
+    facts.append(block.dtype)
+    if block.softmax_dtype not in ("", block.dtype):
+        facts.append(f"softmax in {block.softmax_dtype}")
+    if block.fused_as:
+        facts.append(f"fused as {block.fused_as}")
+    return ", ".join(fact for fact in facts if fact)
+
+
+def fingerprint(block: Block) -> str:
+    """What `describe` says, as 12 hexadecimal digits: members of a family share it, in whatever model they are."""
+    return hashlib.sha256(describe(block).encode()).hexdigest()[:12]
+
+
+def _heads(block: Block) -> str:
+    if block.num_heads is None:
+        return ""
+    text = f"{block.num_heads} heads" if block.head_size is None else f"{block.num_heads} heads of {block.head_size}"
+    if block.kv_num_heads not in (None, block.num_heads):
+        text += f", {block.kv_num_heads} for keys and values"
+    if block.v_head_size not in (None, block.head_size):
+        text += f", values of {block.v_head_size}"
+    return text
+
+
+def _lengths(block: Block) -> Iterable[str]:
+    known = dict(block.sizes)
+    for words, letters in (("batch {}", block.batch), ("{} queries", block.rows), ("{} keys", block.keys)):
+        if set(letters) <= known.keys() and is_known(size := block.size(letters)):
+            yield words.format(size)
+
+
+def _mask(block: Block) -> str:
+    terms = [f"{term.dtype} {_shape(term.shape)}".strip() for term in block.mask.terms]
+    return " ".join([f"{'no' if block.mask.kind == 'none' else block.mask.kind} mask", " + ".join(terms)]).strip()
+
+
+def _shape(dims: Iterable[Dim]) -> str:
+    return f"[{', '.join(str(_size(dim)) for dim in dims)}]"
 
 
 def label_range(labels: Sequence[str]) -> str:

@@ -322,7 +322,11 @@ def _padding_mask(call: Call, facts: Facts, at: int) -> None:
 
 def _lengths(call: Call, facts: Facts, at: int) -> None:
     """Sequences of different lengths, as an input says; those that come from shapes alone are all alike."""
-    if call.input(at) is not None and call.model.partial(call.input(at)) is None:
+    lengths = call.input(at)
+    repeated = None if lengths is None else lengths.producer()
+    if repeated is not None and repeated.op_type == "Expand":
+        lengths = repeated.inputs[0]
+    if lengths is not None and call.model.partial(lengths) is None:
         facts.padding = True
         facts.inside.append(f"Of each sequence only as many keys are read as {call.name(at)} says.")
 

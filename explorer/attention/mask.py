@@ -122,16 +122,20 @@ def is_gate(model: Model, factor: ir.Value, term: MaskTerm) -> bool:
     return equivalent(kept & ~one, FALSE, mask.sizes)
 
 
+def numbers(model: Model, value: ir.Value) -> tuple[float, ...] | None:
+    """All numbers that elements of `value` may be, whatever the inputs are; None if they are not known."""
+    view = _View.of(model, value)
+    found = [] if view is None else [plain(leaf) for leaf, _ in as_cases(view.element).parts]
+    known = tuple(number for number in found if number is not None)
+    return known if known and len(known) == len(found) else None
+
+
 def _largest(model: Model, value: ir.Value | None) -> float | None:
     """The largest number in a tensor that depends on no input; None if it may."""
     if value is None:
         return None
     number = model.scalar(value)
-    if number is None and (view := _View.of(model, value)) is not None:
-        numbers = [plain(leaf) for leaf, _ in as_cases(view.element).parts]
-        known = [found for found in numbers if found is not None]
-        number = max(known) if len(known) == len(numbers) else None
-    return number
+    return max(numbers(model, value) or (), default=None) if number is None else number
 
 
 @dataclass(frozen=True, slots=True)

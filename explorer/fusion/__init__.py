@@ -1,7 +1,20 @@
 """Plan fusions and apply them: (model, blocks, plan) → new model. The source model is never changed."""
 
-from explorer.fusion.apply import apply, choose
-from explorer.fusion.plan import Fusion, Plan
+from explorer.fusion.apply import apply
+from explorer.fusion.choose import Choice, choices, choose
+from explorer.fusion.plan import Change, Fusion, Plan, Settings
+from explorer.fusion.provenance import PROVENANCE
 from explorer.fusion.targets import TARGETS
 
-__all__ = ["TARGETS", "Fusion", "Plan", "apply", "choose"]
+__all__ = [
+    "PROVENANCE",
+    "TARGETS",
+    "Change",
+    "Choice",
+    "Fusion",
+    "Plan",
+    "Settings",
+    "apply",
+    "choices",
+    "choose",
+]

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from explorer.attention.block import Layout, View, merged_size
+from explorer.attention.block import Layout, merged_size
+from explorer.fusion.relayout import Sizes, steps
 from explorer.model import Dim, TensorType
 
-Sizes = Mapping[str, Dim]
-"""Size of each letter of a layout."""
+_AXES_AS_INPUT = 13
+_SHAPE_SLICES = 15
+
+Shared = dict[tuple[object, ...], ir.Value]
+"""Values already written that other blocks may read, too, by what they were made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +71,26 @@ class Emitter:
         type_: TensorType,
         attributes: Mapping[str, Any] | None = None,
         domain: str = "",
+        unread: Sequence[TensorType] = (),
     ) -> ir.Value:
-        """Insert a node with one output of the given type, and return that output."""
+        """Insert a node whose first output has the given type, and return that output.
+
+        `unread` are the types of further outputs, which the operator wants declared though nobody reads them.
+        """
         name = self._names.fresh(f"{self._prefix}{op_type}")
-        shape = None if type_.shape is None else ir.Shape(declared(type_.shape))
-        dtype = None if type_.dtype is None else ir.TensorType(type_.dtype)
-        output = ir.Value(name=self._names.fresh(f"{name}_output_0"), shape=shape, type=dtype)
+        outputs = [self._output(f"{name}_output_{at}", one) for at, one in enumerate((type_, *unread))]
         node = ir.node(
-            op_type, inputs, attributes=attributes or {}, domain=domain, name=name, outputs=[output],
+            op_type, inputs, attributes=attributes or {}, domain=domain, name=name, outputs=outputs,
             metadata_props=dict(self._provenance),
         )  # fmt: skip
         self.graph.insert_before(self._before, node)
-        self.outputs.append(output)
-        return output
+        self.outputs += outputs
+        return outputs[0]
+
+    def _output(self, wish: str, type_: TensorType) -> ir.Value:
+        shape = None if type_.shape is None else ir.Shape(declared(type_.shape))
+        dtype = None if type_.dtype is None else ir.TensorType(type_.dtype)
+        return ir.Value(name=self._names.fresh(wish), shape=shape, type=dtype)
 
     def constant(self, array: np.ndarray, wish: str) -> ir.Value:
         """An initializer that holds `array`."""
@@ -102,50 +113,32 @@ class Emitter:
         dtype: ir.DataType,
         ruler: Ruler | None = None,
     ) -> ir.Value:
-        """Bring `value` from one layout to another with at most Reshape, Expand, Transpose, Reshape.
+        """Bring `value` from one layout to another by the nodes that `steps` names.
 
         Letters that only `after` has are repeated; `ruler` tells their sizes at run time where they are not numbers.
         """
-        wanted = "".join(after)
-        if missing := "".join(letter for letter in wanted if letter not in "".join(before)):
-            value, before = self._repeat(value, before, missing, wanted, sizes, dtype, ruler)
-        letters = "".join(before)
-        if letters != wanted:
-            value = self._reshape(value, before, tuple(letters), sizes, dtype)
-            perm = [letters.index(letter) for letter in wanted]
-            shape = tuple(sizes[letter] for letter in wanted)
-            value = self.node("Transpose", [value], TensorType(dtype, shape), {"perm": perm})
-            before = tuple(wanted)
-        return self._reshape(value, before, after, sizes, dtype)
+        for step in steps(before, after):
+            type_ = TensorType(dtype, tuple(merged_size(group, sizes) for group in step.layout))
+            if step.op_type == "Reshape":
+                value = self._reshape(value, before, step.layout, type_)
+            elif step.op_type == "Transpose":
+                value = self.node("Transpose", [value], type_, {"perm": step.perm})
+            else:
+                pairs = zip(("",) * (len(step.layout) - len(before)) + before, step.layout, strict=True)
+                parts = [1 if group == old else self._length(group, sizes, ruler) for old, group in pairs]
+                value = self.node("Expand", [value, self.vector(parts)], type_)
+            before = step.layout
+        return value
 
-    def _repeat(
-        self,
-        value: ir.Value,
-        before: Layout,
-        missing: str,
-        wanted: str,
-        sizes: Sizes,
-        dtype: ir.DataType,
-        ruler: Ruler | None,
-    ) -> tuple[ir.Value, Layout]:
-        """Repeat `value` along the letters it lacks, put where `wanted` has them if the others are in that order."""
-        own = "".join(before)
-        in_order = own == "".join(letter for letter in wanted if letter in own)
-        order = wanted if in_order else own + missing
-        value = self._reshape(value, before, tuple("" if x in missing else x for x in order), sizes, dtype)
-        parts = [self._length(x, sizes, ruler) if x in missing else 1 for x in order]
-        shape = tuple(sizes[letter] for letter in order)
-        return self.node("Expand", [value, self.vector(parts)], TensorType(dtype, shape)), tuple(order)
-
-    def _length(self, letter: str, sizes: Sizes, ruler: Ruler | None) -> int | ir.Value:
-        """The size of a letter: a number, or a tensor of one number read off the ruler."""
-        size = sizes[letter]
+    def _length(self, group: str, sizes: Sizes, ruler: Ruler | None) -> int | ir.Value:
+        """The size of an axis: a number, or a tensor of one number read off the ruler."""
+        size = merged_size(group, sizes)
         if isinstance(size, int):
             return size
         assert ruler is not None
-        axis = next(axis for axis, group in enumerate(ruler.layout) if letter in group)
+        axis = next(axis for axis, letters in enumerate(ruler.layout) if set(group) <= set(letters))
         length = self.dimension(ruler.value, axis)
-        rest = merged_size(ruler.layout[axis].replace(letter, ""), sizes)
+        rest = merged_size("".join(x for x in ruler.layout[axis] if x not in group), sizes)
         if rest == 1:
             return length
         divisor = self.constant(np.array([rest], np.int64), "divisor")
@@ -153,10 +146,11 @@ class Emitter:
 
     def dimension(self, value: ir.Value, axis: int) -> ir.Value:
         """The size of one axis, as a tensor of one number."""
-        int64 = ir.DataType.INT64
-        dims = self.node("Shape", [value], TensorType(int64, (len(value.shape or ()) or "?rank",)))
-        at = self.constant(np.array([axis], np.int64), "axis")
-        return self.node("Gather", [dims, at], TensorType(int64, (1,)))
+        one = TensorType(ir.DataType.INT64, (1,))
+        if self.opset >= _SHAPE_SLICES:
+            return self.node("Shape", [value], one, {"start": axis, "end": axis + 1})
+        dims = self.node("Shape", [value], TensorType(ir.DataType.INT64, (len(value.shape or ()) or "?rank",)))
+        return self.node("Gather", [dims, self.constant(np.array([axis], np.int64), "axis")], one)
 
     def vector(self, parts: Sequence[int | ir.Value]) -> ir.Value:
         """A shape tensor of numbers and of tensors with one number."""
@@ -165,62 +159,29 @@ class Emitter:
         pieces = [
             part if isinstance(part, ir.Value) else self.constant(np.array([part], np.int64), "size") for part in parts
         ]
+        if len(pieces) == 1:
+            return pieces[0]
         return self.node("Concat", pieces, TensorType(ir.DataType.INT64, (len(parts),)), {"axis": 0})
 
-    def _reshape(self, value: ir.Value, before: Layout, after: Layout, sizes: Sizes, dtype: ir.DataType) -> ir.Value:
-        if before == after:
-            return value
-        shape = tuple(merged_size(group, sizes) for group in after)
+    def _reshape(self, value: ir.Value, before: Layout, after: Layout, type_: TensorType) -> ir.Value:
+        assert type_.shape is not None
         added = len(after) - len(before)
         if added > 0 and after == ("",) * added + before:
-            return self._unsqueeze(value, added, TensorType(dtype, shape))
+            return self._unsqueeze(value, added, type_)
         target: list[int | ir.Value] = []
-        for axis, (group, size) in enumerate(zip(after, shape, strict=True)):
+        for axis, (group, size) in enumerate(zip(after, type_.shape, strict=True)):
             if isinstance(size, int):
                 target.append(size)
-            elif axis < len(before) and before[axis] == group:
+            elif before[axis : axis + 1] == (group,):
                 target.append(0)
             elif -1 not in target:
                 target.append(-1)
             else:
                 target.append(self.dimension(value, before.index(group)))
-        return self.node("Reshape", [value, self.vector(target)], TensorType(dtype, shape))
+        return self.node("Reshape", [value, self.vector(target)], type_)
 
     def _unsqueeze(self, value: ir.Value, count: int, type_: TensorType) -> ir.Value:
-        if self.opset < 13:
+        if self.opset < _AXES_AS_INPUT:
             return self.node("Unsqueeze", [value], type_, {"axes": list(range(count))})
         axes = self.constant(np.arange(count), "axes")
         return self.node("Unsqueeze", [value, axes], type_)
-
-
-def can_relayout(before: Layout, after: Layout, sizes: Sizes) -> bool:
-    """True if `Emitter.relayout` can write it: each Reshape on the way knows the sizes that are not numbers."""
-    letters, wanted = "".join(before), "".join(after)
-    stages = [before, after] if letters == wanted else [before, tuple(letters), tuple(wanted), after]
-    for first, second in zip(stages[::2], stages[1::2], strict=True):
-        unknown = [
-            group
-            for axis, group in enumerate(second)
-            if not isinstance(merged_size(group, sizes), int) and not (axis < len(first) and first[axis] == group)
-        ]
-        if any(group not in first for group in unknown[1:]):
-            return False
-    return True
-
-
-def relayout_cost(before: Layout, after: Layout) -> int:
-    """How many nodes `Emitter.relayout` adds, those that compute a shape not counted."""
-    if before == after:
-        return 0
-    missing = set("".join(after)) - set("".join(before))
-    moved = "".join(letter for letter in "".join(after) if letter not in missing) != "".join(before)
-    split = any(len(axis) != 1 for axis in before)
-    merged = any(len(axis) != 1 for axis in after)
-    if missing:
-        return 2 + moved + merged
-    return moved * (1 + split) + (merged if moved else 1)
-
-
-def cheapest_view(views: Sequence[View], wanted: Layout) -> View:
-    """The view from which `wanted` takes the fewest nodes; of equals the one furthest upstream."""
-    return min(reversed(views), key=lambda view: relayout_cost(view.layout, wanted))

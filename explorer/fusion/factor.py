@@ -8,13 +8,14 @@ import onnx_ir as ir
 
 from explorer.attention import Block, Factor
 from explorer.attention.block import Layout, merged_size
-from explorer.fusion.emit import Emitter
+from explorer.fusion.emit import Emitter, Ruler
 from explorer.model import TensorType, dtype_name
 
 
-def split_query(block: Block) -> Layout:
-    """BSNH: the layout in which the query is multiplied."""
-    return (block.batch, block.rows, block.heads, "H")
+def beside(own: Layout, layout: Layout) -> Layout:
+    """The layout in which a factor of layout `own` multiplies a query of `layout`."""
+    have = set("".join(own))
+    return tuple(group if set(group) & have else "" for group in layout)
 
 
 def apply_factor(
@@ -26,14 +27,10 @@ def apply_factor(
     value: Callable[[str], ir.Value],
     dtype: ir.DataType,
 ) -> ir.Value:
-    """Write factor·query and return it in the layout of `split_query`."""
-    sizes, wanted = dict(block.sizes), split_query(block)
-    query = emit.relayout(query, layout, wanted, sizes, dtype)
-    own = block.term_layout(factor)
-    have = "".join(own)
-    short = tuple("".join(letter for letter in group if letter in have) for group in wanted)
+    """Write factor·query, whose `layout` has an axis of its own for the heads."""
+    sizes, own = dict(block.sizes), block.term_layout(factor)
     scale = value(factor.value)
     if factor.dtype != dtype_name(dtype):
         scale = emit.node("Cast", [scale], TensorType(dtype, factor.shape), {"to": dtype})
-    scale = emit.relayout(scale, own, short, sizes, dtype)
-    return emit.node("Mul", [query, scale], TensorType(dtype, tuple(merged_size(group, sizes) for group in wanted)))
+    scale = emit.relayout(scale, own, beside(own, layout), sizes, dtype, Ruler(query, layout))
+    return emit.node("Mul", [query, scale], TensorType(dtype, tuple(merged_size(group, sizes) for group in layout)))

@@ -164,7 +164,7 @@ def test_attention_with_two_softmaxes_is_none() -> None:
         ["probabilities-operator"],
         ["logits-operator"],
     ]
-    assert {choose(model, block, "auto")[0] for block in blocks} == {""}
+    assert {choose(model, block, "auto").target for block in blocks} == {""}
 
 
 def test_two_layers_that_share_their_mask_are_two_blocks() -> None:

@@ -10,6 +10,9 @@ from attention_graphs import PLAIN, Meaning, Spelling, write
 from attention_reading import assert_computes, assert_fuses, assert_reads, loaded, only_block
 from attention_spelling import MASKS, RESULTS, SOURCES
 from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import sampled_from
+
+from explorer.fusion import TARGETS
 
 # Random, yet the same at each run: what a run finds, every run finds
 SETTINGS = settings(
@@ -188,14 +191,14 @@ def _check(meaning: Meaning, spelling: Spelling) -> None:
 
 
 @settings(SETTINGS, max_examples=500)
-@given(case=cases())
-def test_any_spelling_is_read_and_fused_rightly(case: tuple[Meaning, Spelling]) -> None:
+@given(case=cases(), wish=sampled_from(("auto", *TARGETS)))
+def test_any_spelling_is_read_and_fused_rightly(case: tuple[Meaning, Spelling], wish: str) -> None:
     meaning, spelling = case
     written = write(meaning, spelling)
     model = loaded(written.proto)
     block = only_block(model)
     assert_reads(block, meaning, spelling, written)
-    assert_fuses(model, block, meaning, spelling, {})
+    assert_fuses(model, block, meaning, spelling, {}, wish)
 
 
 @settings(SETTINGS, max_examples=150)

@@ -26,8 +26,8 @@ def read(tmp_path: Path, text: str) -> tuple[Model, Block]:
 
 
 def fused(model: Model, block: Block) -> Model:
-    assert choose(model, block, "mha") == ("mha", ())
-    return apply(model, [block], Plan(model.digest).with_fusion(block.id, "mha"))
+    assert choose(model, block, "mha").target == "mha"
+    return apply(model, [block], Plan(model.digest).with_fusion(block, "mha"))
 
 
 def same_results(model: Model, result: Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

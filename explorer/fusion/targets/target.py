@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import onnx_ir as ir
 
 from explorer.attention import Block, Obstacle
-from explorer.fusion.bias import BiasCache
-from explorer.fusion.emit import Emitter
+from explorer.fusion.emit import Emitter, Shared
+from explorer.fusion.plan import Provider
 from explorer.model import Model
+
+Kernel = Literal["cudnn", "flash", "memory-efficient", "math", "cpu", "cpu-float16"]
+"""What computes the operator: on CUDA cuDNN's flash kernel, Flash Attention 2, the memory-efficient one of CUTLASS, or
+matrix products and a softmax ("math"); on the CPU in float32, or in float16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,19 @@ class Site:
     emit: Emitter
     value: Callable[[str], ir.Value]
     """A value of the graph being written, by its name in the scanned model."""
-    biases: BiasCache
+    shared: Shared
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a target costs for one block."""
+
+    layout_nodes: int
+    """Nodes that stand between the operator and what lies around the block: written for it, or left for it to read."""
+    transposes: int
+    """Those of them that move data; a Reshape does not."""
+    kernels: tuple[Kernel, ...]
+    """What can compute it on the provider, the best first; empty if nothing can."""
 
 
 class Target(Protocol):
@@ -33,12 +49,20 @@ class Target(Protocol):
     """Name in plans and on the command line."""
     operator: str
     """Full operator name, "domain.OpType"."""
+    min_opset: int
+    """The oldest version of ai.onnx that has all nodes that it writes."""
 
     def obstacles(self, model: Model, block: Block) -> tuple[Obstacle, ...]:
-        """Why this operator cannot express `block`; empty if it can."""
+        """Why this operator cannot express `block`; empty if it can.
+
+        One with the code "repeat" stands only in the way of choosing it unasked.
+        """
+
+    def cost(self, model: Model, block: Block, provider: Provider) -> Cost:
+        """What the operator costs, for a block without obstacles other than "repeat"."""
 
     def build(self, site: Site) -> ir.Value:
         """Write the operator and its layout nodes; return a value that holds the block's output in its layout."""
 
     def words(self, model: Model, block: Block) -> str:
-        """What choosing this operator means for this block: layout nodes added, masks, kernels it can reach."""
+        """What choosing this operator means for such a block: where it reads, what becomes of the mask."""
