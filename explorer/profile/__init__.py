@@ -8,7 +8,7 @@ dispatch    reads which attention kernels ran from ONNX Runtime's debug lines
 statistics  medians, quantiles, bootstrap intervals, and when a warm-up is over
 """
 
-from explorer.profile.client import VariantSpec, profile
+from explorer.profile.client import VariantSpec, profile, profile_models
 from explorer.profile.values import KernelDispatch, Latency, OpTime, Placement, Profile, Ratio, Variant
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "Variant",
     "VariantSpec",
     "profile",
+    "profile_models",
 ]

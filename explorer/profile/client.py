@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from explorer.model import Model
+from explorer.model.save import data_folder, serialize
 from explorer.profile.values import Profile
 from explorer.runtime import arrays
 from explorer.runtime.arrays import Array
@@ -58,3 +60,27 @@ def profile(
             "explorer.profile.measure:measure", args, on_progress=on_progress, cancel=cancel, timeout_s=timeout_s
         )
     return Profile.from_json(answer)
+
+
+def profile_models(
+    worker: Worker,
+    variants: Sequence[tuple[str, Model]],
+    feeds: Mapping[str, Array],
+    *,
+    provider: str = "auto",
+    runs: int = 20,
+    seed: int = 0,
+    on_progress: Callable[[float, str], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> Profile:
+    """The same for models that need not be files: they are written to a temporary folder and profiled there."""
+    with tempfile.TemporaryDirectory(prefix="onnx-explorer-") as folder:
+        specs = []
+        for name, model in variants:
+            file = Path(folder, f"{name}.onnx")
+            file.write_bytes(serialize(model.ir))
+            data = data_folder(model.ir)
+            specs.append(VariantSpec(name, str(file), None if data is None else str(data)))
+        return profile(
+            worker, specs, feeds, provider=provider, runs=runs, seed=seed, on_progress=on_progress, cancel=cancel
+        )

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from explorer.errors import InputError, SessionError
+from explorer.errors import InputError
 from explorer.profile.inspection import Inspection, inspect
 from explorer.profile.statistics import is_steady
 from explorer.profile.values import Latency, Profile, Ratio, Variant
@@ -20,7 +20,7 @@ from explorer.runtime import arrays
 from explorer.runtime.arrays import Array
 from explorer.runtime.context import Context
 from explorer.runtime.environment import environment
-from explorer.runtime.sessions import LEVELS, Session, SessionSpec, choose_provider
+from explorer.runtime.sessions import SessionSpec, choose_provider, load_best
 
 WARMUP_ROUNDS = 20
 WARMUP_S = 20.0  # enough; a model that takes seconds a run is warm after its first ones
@@ -128,24 +128,6 @@ def time_sessions(
         for (session, spec, refusal), (first_ms,), runs_ms in zip(loaded, first, timed, strict=True)
     ]
     return timings, warmup, steady
-
-
-def load_best(spec: SessionSpec) -> tuple[Session, SessionSpec, str | None]:
-    """A session at the highest optimization level that works, its spec, and why not at `spec`'s own level, if not.
-
-    ONNX Runtime's optimizers break some valid models, which then load at a lower level only. SessionError, that of
-    `spec`'s own level, when none works.
-    """
-    levels = list(LEVELS)
-    refusal: SessionError | None = None
-    for level in levels[levels.index(spec.optimization) :]:
-        attempt = replace(spec, optimization=level)
-        try:
-            return Session(attempt), attempt, None if refusal is None else str(refusal)
-        except SessionError as error:
-            refusal = refusal or error
-    assert refusal is not None
-    raise refusal
 
 
 def take_turns(

@@ -12,7 +12,10 @@ _SIGNATURE = re.compile(r"\S+\.(?:h|cc|cpp|cuh?):\d+ .*?\((?:[^()]|\([^()]*\))*\
 _PLACE = re.compile(r"\S+\.(?:h|cc|cpp|cuh?):\d+ \w+ ")  # "tensorprotoutils.cc:461 Function "
 _DETAILS = re.compile(r"\s*;\s*GPU=\d+.*", re.DOTALL)  # a CUDA failure goes on with host name, file and expression
 # Not before the second part of "… initializer: w. Error: … does not exist" and "Load … failed. File doesn't exist".
-_SENTENCE_END = re.compile(r"(?<=[\w)\"'])\. (?=[A-Z])(?!Error|File)")
+# Nor before the sizes of "… cannot be reshaped to the requested shape. Input shape: …".
+_SENTENCE_END = re.compile(r"(?<=[\w)\"'])\. (?=[A-Z])(?!Error|File|Input shape)")
+_AT_NODE = re.compile(r"Non-zero status code returned while running (\S+) node\. Name:'(.*?)' Status Message: ")
+_ASSERTION = re.compile(r"(?<=': )[^:'{}]*? was false\. ")  # behind the node's name: "axis == largest was false. "
 # A paragraph on what is *guaranteed*, with the point in the middle of it.
 _OPSET = re.compile(r"Opset (\d+) is under development.* support for domain (\S+) is till opset (\d+)", re.DOTALL)
 
@@ -29,6 +32,10 @@ _HINTS = (
     (r"Type Error|Invalid model|ShapeInferenceError|not a graph input", "repair the model or export it again"),
     (r"NOT_IMPLEMENTED|Could not find an implementation", "use a data type that this provider has a kernel for"),
     (r"[Oo]ut of memory|[Ff]ailed to allocate|bad_alloc", "use a smaller batch or sequence, or free memory"),
+    (
+        r"while running .*(?:bounds|[Bb]roadcast|[Ss]hape|[Dd]imension)",
+        "give shapes that the model is made for (--shape), or inputs of your own (--inputs)",
+    ),
 )
 
 
@@ -40,7 +47,7 @@ def reason(message: str) -> str:
     text = _STATUS.sub("", message)
     for noise in (_DETAILS, _SIGNATURE, _PLACE):
         text = noise.sub("", text)
-    text = " ".join(text.split()) or "it gives no reason"
+    text = _ASSERTION.sub("", _AT_NODE.sub(r"\1 node '\2': ", " ".join(text.split()))) or "it gives no reason"
     return _SENTENCE_END.split(text)[0].rstrip(".")
 
 

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from explorer.errors import InputError, SessionError
+from explorer.errors import ExplorerError, InputError, SessionError
 from explorer.runtime import arrays, gpu
 from explorer.runtime.arrays import Array
 from explorer.runtime.context import Context
@@ -47,6 +47,9 @@ class SessionSpec:
     optimized_model where ONNX Runtime writes the graph as it runs it, weights in a file beside it; also records
                     which provider each node was given to
     node_times      prefix of the file to which it writes how long each node took on the host
+    sdpa_kernel     attention kernels that CUDA may use: 1 Flash, 2 memory-efficient, 8 cuDNN, 16 MATH, or a sum of
+                    these; 0 leaves the choice to ONNX Runtime
+    tf32            whether CUDA may round the factors of float32 products to TF32, as it does by default
     """
 
     model: str
@@ -55,6 +58,8 @@ class SessionSpec:
     optimization: str = "all"
     optimized_model: Path | None = None
     node_times: Path | None = None
+    sdpa_kernel: int = 0
+    tf32: bool = True
 
 
 class Session:
@@ -65,9 +70,13 @@ class Session:
         self._device = spec.provider
         options = _options(spec)
         names = [PROVIDERS[spec.provider]] if spec.provider == "cpu" else list(PROVIDERS.values())
+        asked = {"use_tf32": str(int(spec.tf32)), "sdpa_kernel": str(spec.sdpa_kernel)}
+        settings = [asked if name == PROVIDERS["cuda"] else {} for name in names]
         start = time.perf_counter()
         try:
-            self._session = ort.InferenceSession(spec.model, options, providers=names, enable_fallback=0)
+            self._session = ort.InferenceSession(
+                spec.model, options, providers=names, provider_options=settings, enable_fallback=0
+            )
         except Exception as error:
             subject = f"ONNX Runtime {ort.__version__} cannot load {self._name}"
             raise refusal(subject, error, "try a lower optimization level") from error
@@ -90,9 +99,12 @@ class Session:
                 f"{self._name} has the outputs {', '.join(names)}, not {', '.join(unknown)}; ask for those."
             )
         values = self._values(feeds)
+        computed = [name for name in wanted if name not in values]
         with self._refusing():
-            results = self._session.run_with_ort_values(wanted, values)
-        return {name: _to_numpy(value) for name, value in zip(wanted, results, strict=True)}
+            results = self._session.run_with_ort_values(computed, values) if computed else []
+        found = {name: _to_numpy(value) for name, value in zip(computed, results, strict=True)}
+        # An output that is an input shares its memory, which goes with the input
+        return {name: found[name] if name in found else _to_numpy(values[name]).copy() for name in wanted}
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:
         """A function that runs the model once and waits until the device is done.
@@ -145,6 +157,24 @@ class Session:
         except Exception as error:
             subject = f"ONNX Runtime {ort.__version__} cannot run {self._name}"
             raise refusal(subject, error, "use provider cpu or a lower optimization level") from error
+
+
+def load_best(spec: SessionSpec) -> tuple[Session, SessionSpec, str | None]:
+    """A session at the highest optimization level that works, its spec, and why not at `spec`'s own level, if not.
+
+    ONNX Runtime's optimizers break some valid models, which then load at a lower level only. SessionError, that of
+    `spec`'s own level, when none works.
+    """
+    levels = list(LEVELS)
+    refusal: SessionError | None = None
+    for level in levels[levels.index(spec.optimization) :]:
+        attempt = replace(spec, optimization=level)
+        try:
+            return Session(attempt), attempt, None if refusal is None else str(refusal)
+        except SessionError as error:
+            refusal = refusal or error
+    assert refusal is not None
+    raise refusal
 
 
 def choose_provider(context: Context, provider: str) -> tuple[str, str]:
@@ -202,41 +232,68 @@ def _preload_cuda() -> None:
 
 
 def load(
-    context: Context, model: str, provider: str = "auto", optimization: str = "all", data_folder: str | None = None
+    context: Context,
+    model: str,
+    provider: str = "auto",
+    optimization: str = "all",
+    data_folder: str | None = None,
 ) -> dict[str, Any]:
-    """Make a session and drop it: {"provider", "provider_note", "providers", "load_s"}, or SessionError."""
-    return _open(context, model, provider, optimization, data_folder)[1]
+    """Make a session and drop it, or SessionError.
+
+    {"provider", "provider_note", "providers", "load_s", "optimization", "optimization_note"}: with the `optimization`
+    "best" the level is the highest that works, and the note says why none above it does.
+    """
+    return _open(context, SessionSpec(model, provider, data_folder, optimization))[1]
 
 
 def run(
     context: Context,
     model: str,
-    feeds_npz: str,
-    out_npz: str,
+    feeds_npz: Sequence[str],
+    out_npz: Sequence[str],
     outputs: Sequence[str] | None = None,
     provider: str = "auto",
     optimization: str = "all",
     data_folder: str | None = None,
+    sdpa_kernel: int = 0,
+    tf32: bool = True,
+    until_one_runs: bool = False,
 ) -> dict[str, Any]:
-    """Run a model once on the arrays in `feeds_npz`, write the outputs named (None: all) to `out_npz`.
+    """Run a model on the arrays in each file of `feeds_npz`, one session for all, until the first that runs if asked.
 
-    Returns what `load` does. InputError when the feeds or output names do not fit, SessionError when it cannot run.
+    The outputs named (None: all) of a run are written to the file at its place in `out_npz`. Returns what `load` does,
+    and in "refusals" for each run that was made [name of an explorer error, its sentence], or null if it ran: an
+    InputError when the feeds or output names do not fit, a SessionError when the model does not run on them.
     """
-    session, facts = _open(context, model, provider, optimization, data_folder)
-    arrays.save(out_npz, session.run(arrays.load(feeds_npz), outputs))
-    return facts
+    spec = SessionSpec(model, provider, data_folder, optimization, sdpa_kernel=sdpa_kernel, tf32=tf32)
+    session, facts = _open(context, spec)
+    refusals: list[tuple[str, str] | None] = []
+    for given, out in zip(feeds_npz, out_npz, strict=True):
+        context.progress(len(refusals) / len(feeds_npz), "running")
+        try:
+            arrays.save(out, session.run(arrays.load(given), outputs))
+            refusals.append(None)
+        except ExplorerError as error:
+            refusals.append((type(error).__name__, str(error)))
+        if until_one_runs and refusals[-1] is None:
+            break
+    return {**facts, "refusals": refusals}
 
 
-def _open(
-    context: Context, model: str, provider: str, optimization: str, data_folder: str | None
-) -> tuple[Session, dict[str, Any]]:
-    device, note = choose_provider(context, provider)
-    session = Session(SessionSpec(model, device, data_folder, optimization))
+def _open(context: Context, spec: SessionSpec) -> tuple[Session, dict[str, Any]]:
+    device, note = choose_provider(context, spec.provider)
+    spec = replace(spec, provider=device)
+    if spec.optimization == "best":
+        session, spec, refused = load_best(replace(spec, optimization="all"))
+    else:
+        session, refused = Session(spec), None
     facts = {
         "provider": device,
         "provider_note": note,
         "providers": list(session.providers),
         "load_s": session.load_s,
+        "optimization": spec.optimization,
+        "optimization_note": refused or "",
     }
     return session, facts
 

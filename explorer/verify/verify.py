@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnx_ir as ir
-
-from explorer.attention import Block, MaskTerm, recognise
-from explorer.attention.block import Layout
-from explorer.errors import InputError, ModelError
+from explorer.attention import Block, recognise
+from explorer.errors import ExplorerError, InputError
 from explorer.model import Model, dtype_name
-from explorer.model.save import data_folder, serialize
-from explorer.runtime import Worker, arrays
-from explorer.verify.inputs import Feeds, Shapes, load_inputs, seeded_inputs
-from explorer.verify.oracle import arrange, attention, measure
-from explorer.verify.verdict import Comparison, Errors, Verdict, allowed_error
+from explorer.runtime import Worker
+from explorer.verify.blocks import judge_blocks
+from explorer.verify.cases import LARGE, Case, default_cases, given_case
+from explorer.verify.fit import fitting_sizes, outside_tables
+from explorer.verify.inputs import Feeds, Shapes
+from explorer.verify.judge import DOUBTFUL, compare
+from explorer.verify.runs import OnProgress, Outcome, Runner, parameters
+from explorer.verify.verdict import CaseVerdict, Comparison, Verdict
 
-# Above this many parameters the float64 copy for the end-to-end truth would not fit an ordinary machine.
-MAX_TRUTH_PARAMETERS = 1_000_000_000
-# An original further than this (relative) from its own float64 truth is no yardstick.
-DOUBTFUL = 0.05
-# Q, K, V, mask and output of this many blocks are fetched in one run.
-_BLOCKS_A_RUN = 8
-
-OnProgress = Callable[[float, str], None]
+_STAGES = 8
 
 
 def verify(
@@ -38,43 +28,58 @@ def verify(
     original: Model,
     fused: Model,
     blocks: Sequence[Block],
-    feeds: Feeds,
+    cases: Sequence[Case] | None = None,
     *,
-    seed: int | None = None,
+    shapes: Shapes | None = None,
+    seed: int = 0,
     provider: str = "auto",
+    sdpa_kernel: int = 0,
     on_progress: OnProgress | None = None,
     cancel: threading.Event | None = None,
-    timeout_s: float | None = None,
 ) -> Verdict:
-    """Compare `fused` with `original`, whose `blocks` were fused, on `feeds`.
+    """Compare `fused` with `original`, whose `blocks` were fused, on each of `cases`.
 
-    Each block is judged on the Q, K, V and mask that it really received, in each model; the outputs are judged by the
-    original computed in float64. Raises SessionError if a model does not run, WorkerError if the worker fails.
+    Without `cases` these are `default_cases` (of `shapes` and `seed`), at sizes at which the original runs. Each block
+    is cut out of both models and judged on the Q, K, V and mask that it receives in the original, by attention in
+    float64; the outputs are judged by the whole original in float64. `sdpa_kernel` is that of `SessionSpec`.
+
+    Raises InputError or SessionError if the original does not run on the first case or a model does not load,
+    WorkerError if the worker fails.
     """
     with tempfile.TemporaryDirectory(prefix="onnx-explorer-") as folder:
-        run = _Run(worker, Path(folder), feeds, provider, on_progress, cancel, timeout_s, 4 + len(blocks) / 4)
-        outputs = [value.name or "" for value in original.ir.graph.outputs]
-        before = run.outputs(original, "the original")
-        after = run.outputs(fused, "the fused model")
-        truth, how = run.truth(original, before)
-        block_verdicts: list[Comparison] = []
-        fetchable = [block for block in blocks if _in_main_graph(original, block)]
-        for at in range(0, len(fetchable), _BLOCKS_A_RUN):
-            block_verdicts += _compare_blocks(run, original, fused, fetchable[at : at + _BLOCKS_A_RUN])
-        output_verdicts = tuple(
-            _compare(name, "", before[name], after[name], truth[name], truth[name], _dtype(original, name))
-            for name in outputs
-            if np.issubdtype(before[name].dtype, np.floating)
+        runner = Runner(
+            worker,
+            Path(folder),
+            provider=provider,
+            sdpa_kernel=sdpa_kernel,
+            on_progress=on_progress,
+            cancel=cancel,
+            stages=_STAGES,
         )
-    return Verdict(
-        blocks=tuple(block_verdicts),
-        outputs=output_verdicts,
-        truth=how,
-        provider=run.device,
-        shapes=tuple((name, array.shape) for name, array in feeds.items()),
-        seed=seed,
-        notes=tuple(_notes(run.device, blocks, len(blocks) - len(fetchable), output_verdicts)),
+        if cases is not None and not cases:
+            raise InputError("expected at least one case to verify on, found none")
+        if cases is None:
+            cases, before = _fitting_cases(runner, original, shapes, seed)
+        else:
+            before = _run_original(runner, original, cases)
+        if isinstance(before[0], ExplorerError):
+            raise before[0]
+        ran = [(case, own) for case, own in zip(cases, before, strict=True) if not isinstance(own, ExplorerError)]
+        feeds = [case.feeds for case, _ in ran]
+        truths = runner.truths(original, feeds, [own for _, own in ran])
+        after = runner.run(fused, feeds, "the fused model")
+        judged = judge_blocks(runner, original, fused, blocks, [case for case, _ in ran])
+    found = iter(zip(after, truths, judged.cases, strict=True))
+    verdicts = tuple(
+        CaseVerdict(case.words, case.shapes, case.seed, refusal=str(own), refused_by="original")
+        if isinstance(own, ExplorerError)
+        else _judged(original, case, own, *next(found))
+        for case, own in zip(cases, before, strict=True)
     )
+    verdict = Verdict(verdicts, runner.device)
+    lowered = f"ONNX Runtime loads the original only with fewer optimisations, so both ran with these: {runner.lowered}"
+    notes = [lowered] if runner.lowered else []
+    return replace(verdict, notes=(*notes, *judged.notes, *_notes(original, blocks, verdict)))
 
 
 def verify_models(
@@ -88,10 +93,10 @@ def verify_models(
     provider: str = "auto",
     on_progress: OnProgress | None = None,
 ) -> Verdict:
-    """Compare two files, whoever made the second of the first.
+    """Compare two files, whoever made the second of the first, on the inputs in an .npz file or on seeded ones.
 
-    The blocks compared are those of the original whose Softmax is gone and whose inputs and output the other still has
-    by name. InputError if the two do not take the same inputs or give the same outputs.
+    The blocks compared are those of the original whose Softmax is gone and whose output the other still has by name.
+    InputError if the two do not take the same inputs or give the same outputs.
     """
     for what in ("inputs", "outputs"):
         before, after = ([value.name or "" for value in getattr(model.ir.graph, what)] for model in (original, fused))
@@ -101,250 +106,87 @@ def verify_models(
                 "compare a model with one that was made from it"
             )
     blocks = [block for block in recognise(original) if block.output is not None and not block.fused_as]
-    gone = [block for block in blocks if not fused.has_value(block.anchor_output)]
-    comparable = [block for block in gone if all(fused.has_value(name) for name in _values_of(block))]
-    feeds = seeded_inputs(original, shapes, seed) if inputs is None else load_inputs(original, inputs)
     return verify(
         worker,
         original,
         fused,
-        comparable,
-        feeds,
-        seed=seed if inputs is None else None,
+        [block for block in blocks if not fused.has_value(block.anchor_output)],
+        None if inputs is None else [given_case(original, inputs)],
+        shapes=shapes,
+        seed=seed,
         provider=provider,
         on_progress=on_progress,
     )
 
 
-@dataclass
-class _Run:
-    """Runs models in the worker, through files in one temporary folder."""
-
-    worker: Worker
-    folder: Path
-    feeds: Feeds
-    provider: str
-    on_progress: OnProgress | None
-    cancel: threading.Event | None
-    timeout_s: float | None
-    stages: float
-    device: str = ""
-    done: int = 0
-
-    def __post_init__(self) -> None:
-        arrays.save(self.folder / "feeds.npz", self.feeds)
-
-    def outputs(self, model: Model, what: str, extra: Sequence[str] = ()) -> dict[str, np.ndarray]:
-        """Values of the graph outputs of `model`, or of the values named in `extra` instead."""
-        self._progress(f"running {what}")
-        path, out = self.folder / model.path.name, self.folder / "out.npz"
-        path.write_bytes(serialize(_with_outputs(model, extra) if extra else model.ir))
-        facts = self._call(
-            "explorer.runtime.sessions:run",
-            {"model": str(path), "out_npz": str(out), "provider": self.provider, "outputs": list(extra) or None},
-            model,
-        )
-        self.device = str(facts["provider"])
-        return arrays.load(out)
-
-    def truth(self, model: Model, fallback: Mapping[str, np.ndarray]) -> tuple[Mapping[str, np.ndarray], str]:
-        """The outputs in float64 and how they came about; without a reference for it, the original's own outputs."""
-        self._progress("computing the truth in float64")
-        parameters = sum(
-            value.const_value.size for value in model.ir.graph.initializers.values() if value.const_value is not None
-        )
-        if parameters > MAX_TRUTH_PARAMETERS:
-            reason = f"the model has {parameters / 1e9:.1f} billion parameters, too many to hold in float64"
-        else:
-            path, out = self.folder / model.path.name, self.folder / "truth.npz"
-            path.write_bytes(serialize(model.ir))
-            try:
-                self._call("explorer.verify.truth:float64_outputs", {"model": str(path), "out_npz": str(out)}, model)
-            except ModelError as error:
-                reason = str(error)
-            else:
-                return arrays.load(out), "the original in float64, by ONNX's reference evaluator"
-        wide = {name: np.asarray(array) for name, array in fallback.items()}
-        return wide, f"the original's own outputs, since there is no float64 truth for this model: {reason}"
-
-    def _call(self, function: str, args: dict[str, Any], model: Model) -> Any:
-        args |= {
-            "feeds_npz": str(self.folder / "feeds.npz"),
-            "data_folder": None if (folder := data_folder(model.ir)) is None else str(folder),
-        }
-        return self.worker.call(function, args, cancel=self.cancel, timeout_s=self.timeout_s)
-
-    def _progress(self, text: str) -> None:
-        if self.on_progress is not None:
-            self.on_progress(min(self.done / self.stages, 1.0), text)
-        self.done += 1
+def _fitting_cases(
+    runner: Runner, original: Model, shapes: Shapes | None, seed: int
+) -> tuple[Sequence[Case], list[Outcome]]:
+    """The default cases and what the original gives for them, at smaller sizes if it does not run at the usual ones."""
+    try:
+        cases = default_cases(original, shapes, seed)
+        before = _run_original(runner, original, cases)
+        if not isinstance(before[0], ExplorerError):
+            return cases, before
+    except InputError:  # the usual sizes contradict each other
+        pass
+    length, batch = fitting_sizes(runner, original, shapes, seed)
+    cases = default_cases(original, shapes, seed, length=length, batch=batch)
+    return cases, _run_original(runner, original, cases)
 
 
-def _with_outputs(model: Model, names: Iterable[str]) -> ir.Model:
-    """A copy of the model whose graph outputs are the values called `names`."""
-    clone = model.ir.clone()
-    graph = clone.graph
-    by_name = {value.name: value for node in graph for value in node.outputs}
-    graph.outputs.clear()
-    for name in names:
-        value = by_name[name]
-        dtype = model.dtype(model.value(name))
-        if value.type is None and dtype is not None:
-            value.type = ir.TensorType(dtype)
-        graph.outputs.append(value)
-    return clone
+def _run_original(runner: Runner, original: Model, cases: Sequence[Case]) -> list[Outcome]:
+    outcomes: list[Outcome | None] = list(outside_tables(runner, original, [case.feeds for case in cases]))
+    inside = [case.feeds for case, outcome in zip(cases, outcomes, strict=True) if outcome is None]
+    found = iter(runner.run(original, inside, "the original"))
+    return [next(found) if outcome is None else outcome for outcome in outcomes]
 
 
-def _compare_blocks(run: _Run, original: Model, fused: Model, blocks: Sequence[Block]) -> list[Comparison]:
-    names = list(dict.fromkeys(name for block in blocks for name in _values_of(block)))
-    what = f"blocks {blocks[0].label} to {blocks[-1].label}" if len(blocks) > 1 else f"block {blocks[0].label}"
-    results = []
-    for model, which in ((original, "the original"), (fused, "the fused model")):
-        computed = [name for name in names if model.value(name).producer() is not None]
-        values = run.outputs(model, f"{what} of {which}", computed)
-        values |= {name: _given(model, name, run.feeds) for name in names if name not in values}
-        results.append(values)
-    comparisons = []
-    before, after = results
-    for block in blocks:
-        assert block.output is not None
-        name = block.output.value
-        comparisons.append(
-            _compare(
-                name,
-                block.id,
-                before[name],
-                after[name],
-                _block_truth(block, before, before[name].shape),
-                _block_truth(block, after, after[name].shape),
-                _dtype(original, name),
-            )
-        )
-    return comparisons
-
-
-def _values_of(block: Block) -> list[str]:
-    """Names of what a block reads and of what it gives: values that the original and the fused model both have."""
-    assert block.query is not None
-    assert block.key is not None
-    assert block.value is not None
-    assert block.output is not None
-    operands = [operand.source.value for operand in (block.query, block.key, block.value)]
-    masks = [term.value for term in block.mask.terms if term.kind != "causal"]
-    if block.factor is not None:
-        masks.append(block.factor.value)
-    return [*operands, *masks, block.output.value]
-
-
-def _given(model: Model, name: str, feeds: Feeds) -> np.ndarray:
-    """A graph input or an initializer."""
-    if name in feeds:
-        return feeds[name]
-    tensor = model.value(name).const_value
-    if tensor is None:
-        raise ModelError(f"expected {name!r} to be an input or an initializer, found neither: scan the model again")
-    return np.asarray(tensor.numpy())
-
-
-def _block_truth(block: Block, values: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """The block's output in float64 from the inputs it received, in the shape that the model gives it."""
-    assert block.query is not None
-    assert block.key is not None
-    assert block.value is not None
-    assert block.output is not None
-    assert block.scale is not None
-    operands = (
-        (block.query.source, (block.batch, block.heads, block.rows, "H")),
-        (block.key.source, (block.batch, block.heads, block.keys, "H")),
-        (block.value.source, (block.batch, block.heads, block.keys, "V")),
+def _judged(
+    original: Model,
+    case: Case,
+    own: Feeds,
+    fused: Outcome,
+    truth: tuple[Feeds, str],
+    blocks: tuple[Comparison, ...],
+) -> CaseVerdict:
+    verdict = CaseVerdict(case.words, case.shapes, case.seed, truth[1], blocks)
+    if isinstance(fused, ExplorerError):
+        return replace(verdict, refusal=str(fused), refused_by="fused")
+    outputs = tuple(
+        replace(compare(name, _dtype(original, name), array, fused[name], truth[0][name]), case=case.words)
+        for name, array in own.items()
+        if array.dtype.kind == "f"
     )
-    sizes = measure(block, [(view.layout, values[view.value].shape) for view, _ in operands])
-    query, key, value = (
-        arrange(values[view.value].astype(np.float64), view.layout, wanted, sizes) for view, wanted in operands
-    )
-    mask = (block.batch, block.heads, block.rows, block.keys)
-    terms = [_term(block, term, values, mask, sizes) for term in block.mask.terms]
-    factor = None
-    if block.factor is not None:
-        own = block.term_layout(block.factor)
-        factor = arrange(values[block.factor.value].astype(np.float64), own, mask, sizes)
-    result = attention(query, key, value, block.scale, terms, block.softcap, factor)
-    if block.nan_guard:
-        result = np.nan_to_num(result, nan=0.0)
-    result = arrange(result, (block.batch, block.heads, block.rows, "V"), block.output.layout, sizes)
-    # A model whose block has another number of elements is compared as it is, and fails by its shape
-    return result.reshape(shape) if result.size == math.prod(shape) else result
-
-
-def _term(
-    block: Block, term: MaskTerm, values: Mapping[str, np.ndarray], wanted: Layout, sizes: Mapping[str, int]
-) -> tuple[MaskTerm, np.ndarray]:
-    """A term with its array. A causal one is made anew: the fused model may have no such tensor."""
-    if term.kind != "causal":
-        return term, arrange(values[term.value], block.term_layout(term), wanted, sizes)
-    rows, keys = (math.prod(sizes[letter] for letter in letters) for letters in (block.rows, block.keys))
-    triangle = np.tri(rows, keys, dtype=bool)
-    plain = replace(term, dtype="bool", keep_when=True)
-    return plain, np.broadcast_to(triangle, [math.prod(sizes[x] for x in group) for group in wanted])
-
-
-def _compare(
-    name: str,
-    block: str,
-    original: np.ndarray,
-    fused: np.ndarray,
-    original_truth: np.ndarray,
-    fused_truth: np.ndarray,
-    dtype: str,
-) -> Comparison:
-    errors = _errors(original, original_truth)
-    return Comparison(
-        name=name,
-        block=block,
-        dtype=dtype,
-        shape=original.shape,
-        original=errors,
-        fused=_errors(fused, fused_truth),
-        allowed=allowed_error(errors, dtype),
-    )
-
-
-def _errors(array: np.ndarray, truth: np.ndarray) -> Errors:
-    if array.shape != truth.shape:
-        return Errors(float("inf"), float("inf"), array.size)
-    finite = np.isfinite(truth)
-    nonfinite = int(np.count_nonzero(~np.isfinite(array) & finite))
-    usable = finite & np.isfinite(array)
-    if not usable.any():
-        return Errors(float("nan"), float("nan"), nonfinite)
-    largest = float(np.abs(truth[usable]).max())
-    distance = float(np.abs(array[usable].astype(np.float64) - truth[usable]).max())
-    return Errors(distance, distance / largest if largest else distance, nonfinite)
+    return replace(verdict, outputs=outputs)
 
 
 def _dtype(model: Model, name: str) -> str:
     return dtype_name(model.dtype(model.value(name)))
 
 
-def _in_main_graph(model: Model, block: Block) -> bool:
-    """True if the block's values can be made outputs of the model: those inside a body cannot."""
-    return model.node(block.anchor).graph is model.ir.graph
-
-
-def _notes(device: str, blocks: Sequence[Block], hidden: int, outputs: Sequence[Comparison]) -> Iterable[str]:
-    if hidden:
+def _notes(original: Model, blocks: Sequence[Block], verdict: Verdict) -> Iterator[str]:
+    """Sentences on what the verdict does not prove."""
+    if refused := [case.words for case in verdict.cases if case.refused_by == "original"]:
+        yield f"The original itself does not run at {', '.join(refused)}: nothing is said about the fusion there."
+    if verdict.cases[0].seed is not None and (count := parameters(original)) > LARGE:
+        yield f"With {count / 1e9:.1f} billion parameters the model is tried on fewer inputs than a smaller one."
+    if verdict.provider == "cpu" and any(block.dtype in ("float16", "bfloat16") for block in blocks):
         yield (
-            f"{hidden} fused block{'s lie' if hidden > 1 else ' lies'} inside the body of an If, Loop or Scan, whose "
-            "values cannot be fetched: judged by the outputs of the model alone."
+            "Run on the CPU, which computes 16-bit attention in other ways than a GPU: this proves that the fused "
+            "graph means the same, not how a GPU's kernels round. Verify on the GPU for that."
         )
-    if device == "cpu" and any(block.dtype in ("float16", "bfloat16") for block in blocks):
+    if verdict.provider == "cuda" and any(block.dtype == "float32" for block in blocks):
+        yield "Float32 products were computed in float32, not in TF32, which CUDA sessions use for some by default."
+    compared = [(block.label, block.masked) for case in verdict.cases for block in case.blocks]
+    if mended := dict.fromkeys(name for name, rows in compared if rows and rows.original_nan > rows.fused_nan):
         yield (
-            "Run on the CPU, which computes 16-bit attention in float32: this proves that the fused graph means the "
-            "same, not how a GPU's 16-bit kernels round. Verify on the GPU for that."
+            f"In {', '.join(mended)} the original gives NaN for queries whose mask hides every key, the fused block "
+            "numbers."
         )
-    for output in outputs:
+    for output in verdict.outputs:
         if output.original.relative > DOUBTFUL:
             yield (
                 f"The original's own output {output.name!r} is {output.original.relative:.0%} away from its float64 "
-                "truth (a rounding decides something discrete in it): that output proves little, trust the blocks."
+                f"truth at {output.case}, by its roundings alone: it proves little there, trust the blocks."
             )

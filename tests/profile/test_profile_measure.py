@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from explorer.errors import Cancelled, InputError, SessionError, WorkerDied, WorkerTimeout
 from explorer.profile import VariantSpec, measure, profile
+from explorer.runtime import sessions
 from explorer.runtime.client import Worker
 from explorer.runtime.sessions import Session, SessionSpec
 
@@ -138,16 +139,16 @@ def test_a_model_that_the_optimizer_breaks_is_measured_at_the_next_level(context
                 raise SessionError(f"not at {spec.optimization}.")
             super().__init__(spec)
 
-    monkeypatch.setattr(measure, "Session", Picky)
-    session, spec, refusal = measure.load_best(SessionSpec(pair[0].model, "cpu"))
+    monkeypatch.setattr(sessions, "Session", Picky)
+    session, spec, refusal = sessions.load_best(SessionSpec(pair[0].model, "cpu"))
     assert (type(session), spec.optimization, refusal) == (Picky, "basic", "not at all.")
-    assert measure.load_best(SessionSpec(pair[1].model, "cpu"))[1:] == (SessionSpec(pair[1].model, "cpu"), None)
+    assert sessions.load_best(SessionSpec(pair[1].model, "cpu"))[1:] == (SessionSpec(pair[1].model, "cpu"), None)
 
 
 def test_a_model_that_loads_at_no_level_gets_the_reason_of_the_first(context, save_model):
     model = save_model("bad", "g (float[1] x) => (float16[1] y) { y = Relu (x) }")
     with pytest.raises(SessionError, match=r"cannot load bad\.onnx: Type Error"):
-        measure.load_best(SessionSpec(model, "cpu"))
+        sessions.load_best(SessionSpec(model, "cpu"))
 
 
 @pytest.mark.parametrize(("variants", "runs"), [([], 1), ([{"name": "a", "model": "a"}], 0)])

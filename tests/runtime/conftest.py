@@ -7,6 +7,7 @@ import onnx
 import onnx.parser
 import pytest
 
+from explorer import errors
 from explorer.runtime import arrays
 from explorer.runtime.client import Worker
 
@@ -44,18 +45,20 @@ def endless(save_model, tmp_path) -> dict[str, str]:
     )
     feeds = tmp_path / "feeds.npz"
     arrays.save(feeds, {"n": np.array(2**50), "x": np.zeros(1, np.float32)})
-    return {"model": model, "feeds_npz": str(feeds), "out_npz": str(tmp_path / "out.npz"), "provider": "cpu"}
+    return {"model": model, "feeds_npz": [str(feeds)], "out_npz": [str(tmp_path / "out.npz")], "provider": "cpu"}
 
 
 @pytest.fixture
 def run(worker, tmp_path):
-    """Run a model in the worker on arrays; its outputs as arrays."""
+    """Run a model in the worker on arrays; its outputs as arrays, or the error that says why it did not run."""
 
     def run(model: str, feeds: dict[str, np.ndarray], **options) -> dict[str, np.ndarray]:
         feeds_npz, out_npz = Path(tmp_path, "feeds.npz"), Path(tmp_path, "out.npz")
         arrays.save(feeds_npz, feeds)
-        args = {"model": model, "feeds_npz": str(feeds_npz), "out_npz": str(out_npz), "provider": "cpu", **options}
-        worker.call("explorer.runtime.sessions:run", args)
+        args = {"model": model, "feeds_npz": [str(feeds_npz)], "out_npz": [str(out_npz)], "provider": "cpu", **options}
+        (refused,) = worker.call("explorer.runtime.sessions:run", args)["refusals"]
+        if refused is not None:
+            raise getattr(errors, refused[0])(refused[1])
         return arrays.load(out_npz)
 
     return run

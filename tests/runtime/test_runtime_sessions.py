@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from explorer.errors import InputError, SessionError
-from explorer.runtime import refusals, sessions
+from explorer.runtime import arrays, refusals, sessions
 from explorer.runtime.context import Context
 
 LOAD = "explorer.runtime.sessions:load"
@@ -44,6 +44,8 @@ def test_load_says_where_the_session_runs_and_how_long_it_took(worker, save_mode
         "provider": "cpu",
         "provider_note": "On the CPU, as asked.",
         "providers": ["CPUExecutionProvider"],
+        "optimization": "all",
+        "optimization_note": "",
     }
 
 
@@ -121,6 +123,66 @@ def test_only_the_outputs_asked_for_come_back(run, save_model):
     assert list(run(model, x, outputs=["/a/b:0"])) == ["/a/b:0"]
     with pytest.raises(InputError, match=r"has the outputs /a/b:0, z, not y; ask for those\."):
         run(model, x, outputs=["y"])
+
+
+def test_an_output_that_is_an_input_comes_back_as_it_was(run, save_model):
+    x = {"x": np.arange(1000, dtype=np.float32), "b": np.array([1.5, 2], np.float32)}
+    model = save_model("g (float[N] x, bfloat16[2] b) => (float[N] x, float[N] y, bfloat16[2] b) { y = Neg (x) }")
+    found = run(model, x)
+    np.testing.assert_array_equal(found["x"], x["x"])
+    np.testing.assert_array_equal(found["y"], -x["x"])
+    np.testing.assert_array_equal(found["b"], x["b"])
+    np.testing.assert_array_equal(run(model, x, outputs=["x"])["x"], x["x"])
+
+
+class TestSeveralRuns:
+    """One session for all inputs; what does not run does not stop the others."""
+
+    @pytest.fixture
+    def call(self, worker, save_model, tmp_path):
+        def call(lengths: list[int], **options) -> tuple[list, list[str]]:
+            """The refusals, and the names of the files written."""
+            model = save_model(
+                "g (float[a] x) => (float[b, 4] y) { s = Constant <value = int64[2] {-1, 4}> () y = Reshape (x, s) }"
+            )
+            ins, outs = ([str(tmp_path / f"{kind}{length}.npz") for length in lengths] for kind in ("in", "out"))
+            for path, length in zip(ins, lengths, strict=True):
+                arrays.save(path, {"x": np.zeros(length, np.float32)})
+            args = {"model": model, "feeds_npz": ins, "out_npz": outs, "provider": "cpu", **options}
+            answer = worker.call("explorer.runtime.sessions:run", args)
+            return answer["refusals"], [path.name for path in sorted(tmp_path.glob("out*"))]
+
+        return call
+
+    def test_each_is_answered(self, call):
+        refusals, written = call([4, 5, 8])
+        assert [refused is None for refused in refusals] == [True, False, True]
+        kind, words = refusals[1]
+        assert kind == "SessionError"
+        assert words.endswith("give shapes that the model is made for (--shape), or inputs of your own (--inputs).")
+        assert written == ["out4.npz", "out8.npz"]
+
+    def test_until_one_runs(self, call):
+        refusals, written = call([5, 6, 4, 8], until_one_runs=True)
+        assert [refused is None for refused in refusals] == [False, False, True]
+        assert written == ["out4.npz"]
+        refusals, written = call([5], until_one_runs=True)
+        assert refusals[0] is not None
+
+
+@pytest.mark.parametrize(("kernel", "tf32"), [(0, True), (8, False)])
+def test_the_attention_kernels_and_the_rounding_that_cuda_may_use(monkeypatch, kernel, tf32):
+    given = {}
+
+    def session(model, options, providers, provider_options, enable_fallback):
+        given.update(zip(providers, provider_options, strict=True))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(sessions.ort, "InferenceSession", session)
+    with pytest.raises(SessionError, match="enough"):
+        sessions.Session(sessions.SessionSpec("m.onnx", "cuda", sdpa_kernel=kernel, tf32=tf32))
+    asked = {"use_tf32": "1" if tf32 else "0", "sdpa_kernel": str(kernel)}
+    assert given == {"CUDAExecutionProvider": asked, "CPUExecutionProvider": {}}
 
 
 @pytest.mark.parametrize(
@@ -257,6 +319,19 @@ def test_a_session_that_quietly_left_its_provider_is_refused(context, monkeypatc
         (
             "[ONNXRuntimeError] : 3 : NO_SUCHFILE : Load m failed. File doesn't exist",
             "Load m failed. File doesn't exist",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node. Name:'/a/r' "
+            "Status Message: /src/reshape.h:91 ns::ReshapeHelper(const ns::TensorShape&, bool) a == b was false. "
+            "The input tensor cannot be reshaped to the requested shape. Input shape:{32}, requested shape:{7}\n",
+            "Reshape node '/a/r': The input tensor cannot be reshaped to the requested shape. "
+            "Input shape:{32}, requested shape:{7}",
+        ),
+        (
+            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code returned while running Gather node. "
+            "Name:'e' Status Message: indices element out of data bounds, idx=16 must be within the inclusive range "
+            "[-16,15]",
+            "Gather node 'e': indices element out of data bounds, idx=16 must be within the inclusive range [-16,15]",
         ),
         ("", "it gives no reason"),
     ],

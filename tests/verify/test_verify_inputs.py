@@ -259,4 +259,38 @@ def test_an_additive_float_mask_is_part_of_the_inputs(tmp_path):
     feeds = seeded_inputs(model, {"q": (2, 8, 16)})
     assert feeds["mask"].shape == (2, 1, 1, 8)
     assert feeds["mask"].dtype == np.float32
-    assert feeds["mask"].min() == 0
+    assert feeds["mask"][0].max() == feeds["mask"][1, ..., :6].max() == 0
+    assert set(feeds["mask"][1, ..., 6:].ravel()) == {-1e4}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "hidden"),
+    [
+        ("y = Add (x, mask)", -1e4),
+        ("wide = Unsqueeze (mask, axis) y = Add (x, wide)", -1e4),
+        ("one = Constant <value = float {1.0}> () rest = Sub (one, mask) y = Add (x, rest)", 0),
+        ("y = Mul (x, mask)", 0),
+        ("y = com.microsoft.MultiHeadAttention <num_heads = 1> (x, x, x, , , mask)", -1e4),
+    ],
+)
+def test_a_float_mask_hides_as_the_model_reads_it(opened, nodes, hidden):
+    graph = "g (float[b, s, 8] x, float[b, s, s] mask) => (float[d0, d1, d2] y) {"
+    graph = f"{graph} axis = Constant <value = int64[1] {{1}}> () {nodes} }}"
+    mask = seeded_inputs(opened(graph), {"x": (2, 8, 8)})["mask"]
+    assert set(mask[1, :, -2:].ravel()) == {hidden}
+    assert set(mask[0].ravel()) == set(mask[1, :, :-2].ravel()) == {1 if hidden == 0 else 0}
+
+
+def test_sizes_that_contradict_each_other(opened):
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [value("x", TensorProto.FLOAT, ["13 - words"]), value("w", TensorProto.FLOAT, [1, "words"])],
+        [value("y", TensorProto.FLOAT, ["13 - words"])],
+    )
+    model = opened(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    text = refusal(seeded_inputs, model)
+    assert "found -19 with words = 32: give shapes" in text
+    assert seeded_inputs(model, length=12)["x"].shape == (1,)
+    assert seeded_inputs(model, {"w": (1, 5)})["x"].shape == (8,)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from explorer.attention import Block, MaskTerm
-from explorer.verify.oracle import arrange, attention, measure
+from explorer.attention import MaskTerm
+from explorer.verify import oracle
+from explorer.verify.oracle import arrange, attention, masked_rows, measure
 
 AXES = ("B", "N", "S", "T")
 
@@ -149,7 +151,70 @@ def test_letters_that_an_array_lacks_are_repeated():
     np.testing.assert_array_equal(result, np.repeat(key, 2, axis=1))
 
 
-def test_sizes_that_are_no_numbers_are_read_off_the_arrays():
-    block = Block("attn0", "s", "p", (), sizes=(("B", "batch"), ("H", 4), ("N", 3), ("S", "seq"), ("V", 4)))
-    found = measure(block, [(("S", "BN", "H"), (7, 6, 4))])
+def test_sizes_that_are_not_known_are_read_off_the_arrays():
+    found = measure({"H": 4, "N": 3, "V": 4}, [(("S", "BN", "H"), (7, 6, 4))])
     assert found == {"B": 2, "H": 4, "N": 3, "S": 7, "V": 4}
+
+
+class TestTiles:
+    """Long sequences are computed some queries at a time."""
+
+    @pytest.fixture
+    def case(self):
+        rng = np.random.default_rng(0)
+        query, key, value = (rng.standard_normal(shape) for shape in ((2, 2, 13, 4), (2, 2, 11, 4), (2, 2, 11, 3)))
+        bias, kept = rng.standard_normal((2, 1, 13, 11)), rng.random((1, 1, 13, 11)) < 0.5
+        kept[..., 7, :] = False
+        terms = [
+            (MaskTerm("additive", "a", bias.shape, AXES, "float64"), bias),
+            (MaskTerm("boolean", "b", kept.shape, AXES, "bool", fill=-1e9), kept),
+        ]
+        return query, key, value, terms, rng.uniform(0.5, 2, (2, 2, 13, 11))
+
+    @pytest.mark.parametrize("rows", [1, 2, 5, 12])
+    def test_they_change_nothing(self, case, monkeypatch, rows):
+        query, key, value, terms, factor = case
+        whole = attention(query, key, value, 0.3, terms, 20.0, factor)
+        masked = masked_rows((2, 2, 13, 11), terms)
+        monkeypatch.setattr(oracle, "_TILE_BYTES", rows * 11 * 8)
+        np.testing.assert_allclose(attention(query, key, value, 0.3, terms, 20.0, factor), whole, rtol=1e-13)
+        np.testing.assert_array_equal(masked_rows((2, 2, 13, 11), terms), masked)
+        assert np.argwhere(masked[0, 0]).ravel().tolist() == [7]
+
+    def test_they_bound_the_memory(self, monkeypatch):
+        monkeypatch.setattr(oracle, "_TILE_BYTES", 1 << 18)
+        length = 2048
+        query, key, value = (np.zeros((1, 1, length, 1), np.float16) for _ in range(3))
+        term = MaskTerm("additive", "m", (1, 1, length, length), AXES, "float16")
+        mask = np.broadcast_to(np.zeros((1, 1, 1, 1), np.float16), (1, 1, length, length))
+        tracemalloc.start()
+        attention(query, key, value, 1.0, [(term, mask)])
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 6 * (1 << 18) < length * length * 8 / 16
+
+
+class TestMaskedRows:
+    def rows(self, *terms: tuple[MaskTerm, np.ndarray]) -> list[int]:
+        return np.argwhere(masked_rows((1, 1, 3, 2), terms)[0, 0]).ravel().tolist()
+
+    def term(self, kind: str, mask: np.ndarray, **more) -> tuple[MaskTerm, np.ndarray]:
+        return MaskTerm(kind, "m", mask.shape, AXES, more.pop("dtype", str(mask.dtype)), **more), mask
+
+    def test_without_a_mask_every_key_is_seen(self):
+        assert self.rows() == []
+
+    @pytest.mark.parametrize("hides", [-math.inf, float(np.finfo(np.float32).min), -65504.0, -1e4])
+    def test_rows_hidden_by_a_sum(self, hides):
+        mask = np.array([[0, hides], [hides, hides], [-300, -40]], np.float64)
+        assert self.rows(self.term("additive", mask)) == [1]
+        assert self.rows(self.term("additive", -mask, coefficient=-1.0)) == [1]
+
+    def test_rows_hidden_by_two_masks_together(self):
+        causal = self.term("boolean", np.array([[True, False], [True, False], [True, True]]), fill=-1e9)
+        padding = self.term("additive", np.array([[-1e9, 0.0]]))
+        assert self.rows(causal, padding) == [0, 1]
+
+    def test_a_fill_that_hides_nothing(self):
+        assert self.rows(self.term("boolean", np.zeros((3, 2), bool), fill=0.0)) == []
+        assert self.rows(self.term("boolean", np.zeros((3, 2), bool), fill=0.0, keep_when=False)) == []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,16 @@ from onnx import TensorProto, numpy_helper
 from explorer.errors import ModelError
 from explorer.runtime import arrays
 from explorer.runtime.context import Context
-from explorer.verify import seeded_inputs, verify
-from explorer.verify.truth import float64_outputs, widen
+from explorer.verify import runs, verify
+from explorer.verify.truth import float32_outputs, float64_outputs, widen
 
 HEADER = '<ir_version: 8, opset_import: ["" : {opset}]>'
+
+
+def context(folder: Path) -> Context:
+    log = folder / "log"
+    log.touch()
+    return Context(lambda fraction, text: None, folder, log)
 
 
 @pytest.fixture
@@ -31,9 +36,9 @@ def truth(tmp_path: Path):
         path, given, out = tmp_path / "m.onnx", tmp_path / "feeds.npz", tmp_path / "out.npz"
         path.write_bytes(proto.SerializeToString())
         arrays.save(given, feeds)
-        log = tmp_path / "log"
-        log.touch()
-        float64_outputs(Context(lambda fraction, text: None, tmp_path, log), str(path), str(given), str(out))
+        (reason,) = float64_outputs(context(tmp_path), str(path), [str(given)], [str(out)])
+        if reason is not None:
+            raise ModelError(reason)
         return arrays.load(out)
 
     return truth
@@ -70,6 +75,11 @@ def test_operators_of_transformers_are_double_throughout(truth, node, expected):
     result = truth(f"g (float[3, 4] x) => (float[a, b] y) {{ y = {node} }}", {"x": x32})["y"]
     assert result.dtype == np.float64
     np.testing.assert_allclose(result, expected, rtol=1e-14, atol=1e-15)
+
+
+def test_a_constant_that_does_not_say_its_type_is_double(truth):
+    text = "g (float[3, 4] x) => (float[a, b] y) { s = Shape (x) zeros = ConstantOfShape (s) y = Add (x, zeros) }"
+    np.testing.assert_array_equal(truth(text, {"x": x32})["y"], x64)
 
 
 def test_gelu_is_double(truth):
@@ -175,21 +185,74 @@ def test_widen_reaches_bodies_and_attributes():
     onnx.checker.check_model(proto, full_check=True)
 
 
-def test_the_verdict_says_when_there_is_no_truth_and_still_compares(worker, opened):
-    """The reference evaluator knows no com.microsoft operator; ONNX Runtime does."""
-    model = opened("g (float[n, 4] x) => (float[n, 4] y) { a = com.microsoft.Gelu (x) y = Neg (a) }")
-    verdict = verify(worker, model, model, [], seeded_inputs(model))
-    assert verdict.passed
-    assert "no float64 truth" in verdict.truth
-    assert "Gelu" in verdict.truth
-    assert "\n" not in verdict.truth
-    assert verdict.outputs[0].original.max_abs == 0
-    assert verdict.blocks == ()
+class TestLadder:
+    """Where there is no float64 truth the next best is taken, and the verdict says which and why."""
+
+    UNKNOWN = "g ({0}[4, 4] x) => ({0}[4, 4] y) {{ a = com.microsoft.Inverse (x) y = Neg (a) }}"
+
+    def test_its_own_outputs_without_optimisations(self, worker, opened):
+        """The reference evaluator does not know this operator of com.microsoft; ONNX Runtime does."""
+        model = opened(self.UNKNOWN.format("float"))
+        verdict = verify(worker, model, model, [])
+        assert verdict.passed
+        assert verdict.truth.startswith(
+            "the original's own outputs, without ONNX Runtime's optimisations, since there is no float64 truth: "
+        )
+        assert "Inverse" in verdict.truth
+        assert "\n" not in verdict.truth
+        assert verdict.outputs[0].original.relative < 1e-6
+        assert verdict.blocks == ()
+
+    def test_a_half_model_in_float32(self, worker, opened):
+        model = opened(self.UNKNOWN.format("float16"))
+        verdict = verify(worker, model, model, [])
+        assert verdict.passed
+        assert verdict.truth.startswith(
+            "the original in float32, by ONNX Runtime on the CPU, since there is no float64"
+        )
+
+    def test_an_evaluator_that_is_slow_does_the_first_case_only(self, worker, opened, monkeypatch):
+        monkeypatch.setattr(runs, "TRUTH_BUDGET_S", 0.0)
+        model = opened("g (float[n, s] x) => (float[n, s] y) { y = Neg (x) }")
+        first, *others = verify(worker, model, model, []).cases
+        assert "in float64" in first.truth
+        assert len(others) == 4
+        assert all("own outputs" in case.truth and "too slow" in case.truth for case in others)
+
+    def test_one_that_does_not_end_is_stopped(self, worker, opened, monkeypatch):
+        monkeypatch.setattr(runs, "TRUTH_LIMIT_S", 0.0)
+        model = opened("g (float[n, s] x) => (float[n, s] y) { y = Neg (x) }")
+        verdict = verify(worker, model, model, [])
+        assert verdict.passed
+        assert all("takes longer than 0 s" in case.truth for case in verdict.cases)
+
+    def test_a_value_too_large_for_float64(self, worker, opened, monkeypatch):
+        monkeypatch.setattr(runs, "MAX_TRUTH_BYTES", 8 * 32 * 32)
+        model = opened("g (float[1, s] x) => (float[s, s] y) { t = Transpose (x) y = MatMul (t, x) }")
+        assert "in float64, by" in verify(worker, model, model, [], shapes={"x": (1, 32)}).truth
+        assert "one of its values takes 0.0 GB" in verify(worker, model, model, [], shapes={"x": (1, 33)}).truth
+
+
+def test_float32_outputs_are_those_of_float32(tmp_path):
+    """1 + 2⁻¹² is 1 in float16."""
+    proto = onnx.parser.parse_model(
+        HEADER.format(opset=17)
+        + "g (float16[2] x) => (float16[2] y) { one = Constant <value = float {1.0}> () h = Cast <to = 10> (one) "
+        "y = Add (x, h) }"
+    )
+    path, given, out = tmp_path / "m.onnx", tmp_path / "feeds.npz", tmp_path / "out.npz"
+    path.write_bytes(proto.SerializeToString())
+    arrays.save(given, {"x": np.array([2**-12, 2**-13], np.float16)})
+    (reason,) = float32_outputs(context(tmp_path), str(path), [str(given)], [str(out)])
+    assert reason is None
+    assert arrays.load(out)["y"].tolist() == [1 + 2**-12, 1 + 2**-13]
+    assert arrays.load(given)["x"].dtype == np.float16, "others need it as it is"
+    assert not list(tmp_path.glob("float32*"))
 
 
 def test_the_verdict_says_when_the_model_is_too_large_for_truth(worker, opened, monkeypatch):
-    monkeypatch.setattr(sys.modules["explorer.verify.verify"], "MAX_TRUTH_PARAMETERS", 3)
+    monkeypatch.setattr(runs, "MAX_TRUTH_PARAMETERS", 3)
     model = opened("g (float[n, 4] x) => (float[n, 4] y) <float[4] w = {1, 2, 3, 4}> { y = Mul (x, w) }")
-    verdict = verify(worker, model, model, [], seeded_inputs(model))
+    verdict = verify(worker, model, model, [])
     assert verdict.passed
     assert "too many to hold in float64" in verdict.truth
