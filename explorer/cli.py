@@ -11,19 +11,23 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from explorer import __version__, bundled, lab, report
+from explorer import bundled, lab, report
 from explorer.errors import ExplorerError, ExportError
-from explorer.fusion import Plan
+from explorer.fusion import TARGETS, Plan
 from explorer.model import load
-from explorer.model.save import check_writable
+from explorer.model.external import linked_data
+from explorer.model.publish import check_writable
+from explorer.profile import profile_models
 from explorer.runtime import Worker
 from explorer.terminal import Progress, plain
-from explorer.verify import Verdict, seeded_inputs, verify_models
+from explorer.verify import Verdict, fitting_inputs, verify_models
 from explorer.verify.verdict import finite_or_null
-from explorer.workspace import PROFILE_LENGTH, FuseReport, Workspace, open_workspace, profile_models
+from explorer.version import __version__
+from explorer.workspace import PROFILE_LENGTH, FuseReport, Workspace, open_workspace
 
 DONE, FAILED_TO_DO, FAILED_VERIFICATION = 0, 1, 3
 
@@ -64,22 +68,36 @@ def _scan(args: argparse.Namespace) -> int:
 
 
 def _fuse(args: argparse.Namespace) -> int:
-    if args.plan and (args.block or args.target != "auto"):
-        raise ExportError("expected either --plan or --block/--target, found both: the plan already says what to fuse")
-    if os.path.lexists(args.output) and not args.force:
-        raise ExportError(f"expected a new file, found that {args.output} exists: name another or add --force")
-    check_writable(Path(args.output), overwrite=args.force)
-    with open_workspace(args.model, dict(args.shape)) as workspace:
-        skipped = _fuse_as_asked(workspace, args)
+    if args.plan and (args.block or args.skip or args.target != "auto"):
+        raise ExportError(
+            "expected either --plan or --block, --skip and --target, found both: the plan already says what to fuse"
+        )
+    if args.by_family and not args.plan:
+        raise ExportError("expected a plan with --by-family, found none: add --plan PLAN.json")
+    for path in filter(None, (args.output, args.save_plan, args.save_verdict)):
+        if os.path.lexists(path) and not args.force:
+            raise ExportError(f"expected a new file, found that {path} exists: name another or add --force")
+        check_writable(Path(path), overwrite=args.force)
+    with open_workspace(args.model, dict(args.shape), args.fastest_on) as workspace:
+        done = _fuse_as_asked(workspace, args)
         verdict = None
         if workspace.plan.fusions and not args.no_verify:
             with Progress("verifying") as progress:
-                verdict = workspace.verify(on_progress=progress)
+                verdict = workspace.verify(
+                    inputs=args.inputs, seed=args.seed, provider=args.provider, on_progress=progress
+                )
         failed = verdict is not None and not verdict.passed
-        written = workspace.plan.fusions and (not failed or args.force)
-        output = str(workspace.export(args.output, overwrite=args.force)) if written else None
+        output = None
+        if workspace.plan.fusions and (not failed or args.force):
+            output = str(workspace.export(args.output, overwrite=args.force, data=args.data))
+            if args.data == "link":
+                done = replace(done, notes=(*done.notes, *linked_data(workspace.model.ir)))
+        if args.save_plan:
+            workspace.export_plan(args.save_plan, overwrite=args.force)
+        if args.save_verdict and verdict is not None:
+            workspace.export_verdict(args.save_verdict, overwrite=args.force)
         render = report.fuse_document if args.json else report.fuse_text
-        _print(render(workspace, skipped, verdict, output))
+        _print(render(workspace, done, verdict, output))
         if not workspace.plan.fusions:
             raise ExportError(f"expected a block that can be fused in {args.model}, found none: no model was written")
     return FAILED_VERIFICATION if failed else DONE
@@ -87,11 +105,13 @@ def _fuse(args: argparse.Namespace) -> int:
 
 def _fuse_as_asked(workspace: Workspace, args: argparse.Namespace) -> FuseReport:
     if args.plan:
-        workspace.apply_plan(Plan.load(args.plan))
-        return FuseReport(workspace.plan.blocks, ())
+        return workspace.apply_plan(Plan.load(args.plan), by_family=args.by_family)
     if args.block:
-        return workspace.fuse(*args.block, target=args.target)
-    return workspace.fuse_all(target=args.target)
+        left_out = {workspace.block(name).id for name in args.skip}
+        return workspace.fuse(
+            *(name for name in args.block if workspace.block(name).id not in left_out), target=args.target
+        )
+    return workspace.fuse_all(args.target, args.skip)
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -116,9 +136,17 @@ def _profile(args: argparse.Namespace) -> int:
         other = Path(args.other)
         name = other.stem if other.stem != variants[0][0] else f"{other.stem} (2)"
         variants.append((name, load(other)))
-    feeds = seeded_inputs(model, dict(args.shape), args.seed, length=PROFILE_LENGTH)
     with Worker() as worker, Progress("profiling") as progress:
-        profile = profile_models(worker, variants, feeds, args.runs, args.seed, args.provider, on_progress=progress)
+        feeds = fitting_inputs(worker, model, dict(args.shape), args.seed, PROFILE_LENGTH, provider=args.provider)
+        profile = profile_models(
+            worker,
+            variants,
+            feeds,
+            provider=args.provider,
+            runs=args.runs,
+            seed=args.seed,
+            on_progress=progress,
+        )
     _print(profile.to_json() if args.json else report.profile_text(profile))
     return DONE
 
@@ -181,12 +209,33 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", metavar="MODEL")
     sub.add_argument("-o", "--output", required=True, metavar="OUT", help="the file to write")
     sub.add_argument("--block", action="append", metavar="ID", help="fuse this block only (may be repeated)")
+    sub.add_argument("--skip", action="append", default=[], metavar="ID", help="leave this block as it is (likewise)")
     sub.add_argument(
-        "--target", choices=("auto", "mha", "attention", "gqa"), default="auto", help="operator to fuse to"
+        "--target", choices=("auto", *TARGETS), default="auto", help="operator to fuse to (the fastest that is exact)"
+    )
+    sub.add_argument(
+        "--fastest-on",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="where the target auto is the fastest (cuda)",
     )
     sub.add_argument("--plan", metavar="PLAN.json", help="fuse what this plan says")
+    sub.add_argument(
+        "--by-family", action="store_true", help="give every block what the plan gives to blocks like it in its model"
+    )
+    sub.add_argument("--save-plan", metavar="PLAN.json", help="write what was fused as a plan")
     _assumed_shapes(sub)
     sub.add_argument("--no-verify", action="store_true", help="write the model without verifying it")
+    sub.add_argument("--inputs", metavar="X.npz", help="inputs to verify on, one array for each graph input")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the inputs otherwise (0)")
+    _provider(sub)
+    sub.add_argument("--save-verdict", metavar="VERDICT.json", help="write all numbers of the verification")
+    sub.add_argument(
+        "--data",
+        choices=("share", "copy", "link"),
+        default="share",
+        help="external data: share the source's file (OUT stays in its folder), copy it, or give it a second name",
+    )
     sub.add_argument("--force", action="store_true", help="replace OUT, and write it even if the verification fails")
     _json(sub)
 

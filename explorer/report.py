@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from explorer.attention import Block, MaskTerm, Obstacle
 from explorer.attention.block import layout_name
 from explorer.attention.family import label_range
+from explorer.fusion import TARGETS
 from explorer.profile import Profile
 from explorer.terminal import plain
 from explorer.verify import Comparison, Verdict
@@ -16,7 +18,10 @@ from explorer.workspace import FuseReport, Workspace
 
 SCHEMA = 1
 _NAMES = re.compile(r" \([^()]*\)| '[^']*'")  # as `ort_reason` writes them
-_COUNTED = ("Cast", "Softmax", "MatMul", "Transpose", "Reshape", "MultiHeadAttention")
+_COUNTED = (
+    *("Cast", "Softmax", "MatMul", "Transpose", "Reshape"),
+    *("MultiHeadAttention", "Attention", "GroupQueryAttention"),
+)
 
 
 def scan_document(workspace: Workspace) -> dict[str, Any]:
@@ -58,7 +63,7 @@ def block_document(workspace: Workspace, block: Block) -> dict[str, Any]:
         "layouts": _layouts(block),
         "casts": list(block.casts),
         "nodes": [{"name": node.name, "op_type": node.op_type, "role": node.role} for node in block.region],
-        "targets": [choice.target for choice in workspace.choices(block.id) if not choice.obstacles],
+        "targets": [target for target, choice in workspace.choices(block.id).items() if choice.target],
         "obstacles": [_obstacle(obstacle) for obstacle in workspace.obstacles(block.id)],
         "evidence": [{"text": step.text, "nodes": list(step.nodes)} for step in block.evidence],
         "ort_reason": block.ort_reason or None,
@@ -75,6 +80,7 @@ def fuse_document(
         "output": output,
         "fused": [{"id": fusion.block, "target": fusion.target} for fusion in workspace.plan.fusions],
         "skipped": [{"id": block_id, "obstacle": _obstacle(obstacle)} for block_id, obstacle in report.skipped],
+        "notes": list(report.notes),
         "ops_before": workspace.ops_before,
         "ops_after": workspace.ops_after,
         "plan": workspace.plan.to_json(),
@@ -157,11 +163,17 @@ def fuse_text(workspace: Workspace, report: FuseReport, verdict: Verdict | None,
         if left:
             item = skipped[left[0].id]
             lines.append(f"Left {_labels(left)}: at {_place(left, item)}, {item}")
+    lines += [f"As {operator}: {count}." for operator, count in Counter(_targets(workspace)).items()]
     lines.append(counts_text(workspace.ops_before, workspace.ops_after))
+    lines += [f"note: {note}" for note in report.notes]
     if verdict is not None:
         lines += ["", *_verdict_lines(verdict, {block.id: block.label for block in workspace.blocks})]
     lines += ["", f"Wrote {output}." if output else "No model was written."]
     return _text(lines)
+
+
+def _targets(workspace: Workspace) -> Iterable[str]:
+    return (TARGETS[fusion.target].operator for fusion in workspace.plan.fusions)
 
 
 def counts_text(before: Mapping[str, int], after: Mapping[str, int]) -> str:
@@ -178,12 +190,22 @@ def verdict_text(verdict: Verdict, labels: Mapping[str, str]) -> str:
 def _verdict_lines(verdict: Verdict, labels: Mapping[str, str]) -> list[str]:
     compared = (*verdict.blocks, *verdict.outputs)
     rows = [_comparison(item, labels.get(item.block, item.block) or item.name) for item in compared]
+    tried = "; ".join(case.words for case in verdict.cases if not case.refused_by)
     return [
         f"{'PASSED' if verdict.passed else 'FAILED'}: largest error against float64, relative to the largest value",
-        *_table(("", "original", "fused", "allowed", ""), rows),
-        f"on {verdict.provider.upper()}; truth end to end: {verdict.truth}",
+        *_table(("", "original", "fused", "allowed", "", "worst at"), rows),
+        *(f"{item.label or item.name}: {item.problem}" for item in compared if item.problem),
+        f"on {verdict.provider.upper()}, inputs: {tried or 'none'}; truth end to end: {verdict.truth}",
+        *refused_cases(verdict),
         *(f"note: {note}" for note in verdict.notes),
+        *([verdict.suggestion] if verdict.suggestion else []),
     ]
+
+
+def refused_cases(verdict: Verdict) -> list[str]:
+    """A sentence for each set of inputs on which a model did not run."""
+    who = {"original": "not tried, since the original does not run", "fused": "FAILED, the fused model does not run"}
+    return [f"{case.words}: {who[case.refused_by]}: {case.refusal}" for case in verdict.cases if case.refused_by]
 
 
 def profile_text(profile: Profile) -> str:
@@ -282,6 +304,7 @@ def _comparison(item: Comparison, name: str) -> tuple[str, ...]:
         f"{item.fused.relative:.1e}{broken}",
         f"{item.allowed:.1e}",
         "pass" if item.passed else "FAIL",
+        item.case,
     )
 
 

@@ -342,7 +342,7 @@ SAMPLES = (
         Truth(
             "Gemma 2",
             2,
-            0,
+            2,
             num_heads=4,
             scale="1/sqrt(24)",
             mask=CAUSAL + ", a sliding window of 5 in every other layer",

@@ -31,8 +31,8 @@ Axes = dict[str, dict[int, str]]  # input -> dimension -> name
 class Truth:
     """What is known from the configuration and the model's own code, whatever a recogniser finds.
 
-    `fusable` counts the instances that an operator softmax(scale * Q Kᵀ + bias) V can express exactly. A list has one
-    entry per kind of attention in the model.
+    `fusable` counts the instances that an operator softmax(scale * Q Kᵀ + bias) V, its logits softly capped or not, can
+    express exactly. A list has one entry per kind of attention in the model.
     """
 
     architecture: str

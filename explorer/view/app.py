@@ -83,8 +83,10 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         actions: dict[w.Button, Callable[[], None]] = {
             c.open: self._open,
             c.fuse: self._fuse,
-            c.fuse_alike: lambda: self._change(lambda: self.workspace.fuse_family(self._selection.block)),
-            c.fuse_all: lambda: self._change(lambda: self.workspace.fuse_all()),
+            c.fuse_alike: lambda: self._change(
+                lambda: self.workspace.fuse_family(self._selection.block, c.target.value)
+            ),
+            c.fuse_all: lambda: self._change(lambda: self.workspace.fuse_all(c.target.value)),
             c.undo: lambda: self._change(lambda: self.workspace.undo()),
             c.redo: lambda: self._change(lambda: self.workspace.redo()),
             c.verify: lambda: self._run(verify=True, profile=False),
@@ -137,17 +139,19 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         if self.workspace.plan.target(block):
             self._change(lambda: self.workspace.unfuse(block))
         else:
-            self._change(lambda: self.workspace.fuse(block))
+            self._change(lambda: self.workspace.fuse(block, target=self._controls.target.value))
 
     def _change(self, action: Callable[[], object]) -> None:
         """Change the plan, show its consequences at once, then check and measure them."""
         report = action()
         self._troubles.clear()
-        skipped = getattr(report, "skipped", ())
-        if skipped:
+        said = [f"Note: {note}" for note in getattr(report, "notes", ())]
+        if skipped := getattr(report, "skipped", ()):
             labels = {block.id: block.label for block in self.workspace.blocks}
             reasons = "; ".join(f"{labels.get(block, block)}: {obstacle}" for block, obstacle in skipped)
-            self._say(f"Left as they are: {reasons}.")
+            said.append(f"Left as they are: {reasons}.")
+        if said:
+            self._say(" ".join(said))
         self._graph.show(self._scene(), self._selection)
         if self.workspace.plan.fusions:
             self._run(verify=self.workspace.verdict is None, profile=self.workspace.last_profile is None)
@@ -256,7 +260,12 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
     def _details(self, workspace: Workspace, scene: Scene) -> str:
         block = next((item for item in workspace.blocks if item.id == self._selection.block), None)
         if block is not None:
-            offers = [(choice.target, choice.words, choice.obstacles) for choice in workspace.choices(block.id)]
+            offers = [
+                (target, choice.words, choice.obstacles) for target, choice in workspace.choices(block.id).items()
+            ]
+            fastest = workspace.choice(block.id)
+            if fastest.target:
+                offers.insert(0, (f"fastest: {fastest.target}", fastest.words, ()))
             family, body = workspace.family(block.id), workspace.scope(block.id)
             place = [f"One of {family}."] if len(family.blocks) > 1 else []
             place += [f"It stands in the body of {body}."] if body else []

@@ -13,6 +13,12 @@ from explorer.view import figure
 from explorer.view.profile_figure import profile_layout, profile_traces
 from explorer.view.table import BlockTable
 
+TARGETS = (
+    ("fastest", "auto"),
+    ("MultiHeadAttention", "mha"),
+    ("ai.onnx Attention", "attention"),
+    ("GroupQueryAttention", "gqa"),
+)
 PROVIDERS = (("automatic", "auto"), ("CUDA", "cuda"), ("CPU", "cpu"))
 
 
@@ -59,6 +65,14 @@ class Controls:
     fuse: w.Button = field(default_factory=lambda: _button("Fuse", "compress", "primary"))
     fuse_alike: w.Button = field(default_factory=lambda: _button("Fuse all like this", "compress"))
     fuse_all: w.Button = field(default_factory=lambda: _button("Fuse all", "compress"))
+    target: w.Dropdown = field(
+        default_factory=lambda: w.Dropdown(
+            description="Fuse to",
+            options=TARGETS,
+            style={"description_width": "initial"},
+            layout=w.Layout(width="220px"),
+        )
+    )
     undo: w.Button = field(default_factory=lambda: _button("Undo", "undo"))
     redo: w.Button = field(default_factory=lambda: _button("Redo", "repeat"))
     hint: w.HTML = field(default_factory=w.HTML)
@@ -133,7 +147,7 @@ class Controls:
             _row(self.path, self.open),
             self.about,
             self.message,
-            _row(self.fuse, self.fuse_alike, self.fuse_all, self.undo, self.redo, self.hint),
+            _row(self.fuse, self.fuse_alike, self.fuse_all, self.target, self.undo, self.redo, self.hint),
             w.Box(
                 [canvas, side],
                 layout=w.Layout(display="flex", flex_flow="row wrap", grid_gap="8px", align_items="stretch"),

@@ -97,8 +97,8 @@ def block(
 
 def _choice(target: str, described: str, obstacles: Sequence[Obstacle]) -> str:
     if obstacles:
-        return f"<li>✕ {as_html(target)}: {as_html('; '.join(map(str, obstacles)))}</li>"
-    return f"<li>◆ {as_html(described or target)}</li>"
+        return f"<li>✕ <b>{as_html(target)}</b>: {as_html('; '.join(map(str, obstacles)))}</li>"
+    return f"<li>◆ <b>{as_html(target)}</b>: {as_html(described)}</li>"
 
 
 def node(item: NodeInfo, info: GraphInfo) -> str:
@@ -128,13 +128,14 @@ def verdict(result: Verdict | None, labels: Mapping[str, str], nothing: str) -> 
     about = (
         "An error is the largest difference from the fp64 truth, relative to the truth's largest value.",
         f"Truth end to end: {result.truth}",
-        f"Ran on {result.provider}, {words.shapes(result.shapes)}"
-        + ("" if result.seed is None else f", random inputs of seed {result.seed}"),
+        f"Ran on {result.provider}, first with {words.shapes(result.shapes)}",
+        *words.cases(result),
     )
-    table = _table(("compared", "original", "fused", "allowed", "verdict"), rows)
+    table = _table(("compared", "original", "fused", "allowed", "verdict", "worst at"), rows)
     symbol = "✓" if result.passed else "✕"
     judged = f'<p class="explorer-verdict explorer-{kind}">{symbol} {as_html(words.verdict_line(result))}</p>'
-    return f"{judged}{table}{notes((*about, *result.notes))}"
+    advice = f"<p>{as_html(result.suggestion)}</p>" if result.suggestion else ""
+    return f"{judged}{advice}{table}{notes((*about, *result.notes))}"
 
 
 def profile(result: Profile | None, nothing: str) -> str:

@@ -130,15 +130,29 @@ def verdict_line(verdict: Verdict) -> str:
     if verdict.passed:
         return f"Passed: all {compared} compared tensors are as close to the fp64 truth as allowed."
     failed = sum(not item.passed for item in (*verdict.blocks, *verdict.outputs))
+    if not failed:
+        return "Failed: the fused model does not run on inputs on which the original does."
     return f"Failed: {failed} of {compared} compared tensors are further from the fp64 truth than allowed."
 
 
-def comparison(item: Comparison, labels: Mapping[str, str]) -> tuple[str, str, str, str, str]:
-    """A row of the table of numbers: what, error of the original, of the fused, allowed, judgement."""
+def cases(verdict: Verdict) -> list[str]:
+    """On what inputs the models were compared, and on which they do not run, in sentences."""
+    tried = [case.words for case in verdict.cases if not case.refused_by]
+    said = [f"Compared on {len(tried)} sets of inputs: {', '.join(tried)}"] if len(tried) > 1 else []
+    who = {"original": "the original does not run there", "fused": "the fused model does not run there"}
+    return [
+        *said,
+        *(f"Not compared on {case.words}: {who[case.refused_by]}: {case.refusal}" for case in verdict.cases
+          if case.refused_by),
+    ]  # fmt: skip
+
+
+def comparison(item: Comparison, labels: Mapping[str, str]) -> tuple[str, str, str, str, str, str]:
+    """A row of the table of numbers: what, error of the original, of the fused, allowed, judgement, worst case."""
     what = f"{labels.get(item.block, item.block)} output" if item.block else f"model output {item.name}"
     original = _error(item.original.relative, item.original.nonfinite)
     fused = _error(item.fused.relative, item.fused.nonfinite)
-    return (what, original, fused, f"{item.allowed:.1e}", "✓ pass" if item.passed else "✕ fail")
+    return (what, original, fused, f"{item.allowed:.1e}", "✓ pass" if item.passed else "✕ fail", item.case)
 
 
 def _error(relative: float, nonfinite: int) -> str:

@@ -57,8 +57,8 @@ BLOCK_FIELDS = {
 }  # fmt: skip
 
 
-def document(outcome) -> dict:
+def document(outcome, schema: int = 1) -> dict:
     """The one document on stdout."""
     found = json.loads(outcome.out)  # anything before or after it is an error
-    assert found["schema"] == 1
+    assert found["schema"] == schema
     return found

@@ -140,7 +140,7 @@ class TestScan:
             assert block.keys() >= BLOCK_FIELDS
             assert block["status"] == "fusable"
             assert block["num_heads"] == block["kv_num_heads"]
-            assert block["targets"] == ["mha"]
+            assert block["targets"] == ["mha", "attention"]
             assert block["obstacles"] == []
             assert block["anchor"]
             assert block["ort_reason"]
@@ -213,7 +213,7 @@ class TestFuse:
         assert (found["ops_before"]["Softmax"], found["ops_after"].get("Softmax", 0)) == (2, 0)
         assert found["ops_after"]["MultiHeadAttention"] == 2
         assert found["verdict"]["passed"] is True
-        assert found["verdict"]["schema"] == 1
+        assert found["verdict"]["schema"] == 2
         assert len(found["verdict"]["blocks"]) == 2
         assert found["output"] == str(out)
         ops = [node.op_type for node in onnx.load(out).graph.node]
@@ -281,15 +281,17 @@ class TestFuse:
         assert document(everything)["output"] is None
         assert not out.exists()
 
-    @pytest.mark.parametrize("target", ["attention", "gqa"])
-    def test_targets_of_later_issues(self, run, write, tmp_path, target):
-        sentence = run("fuse", write(), "-o", tmp_path / "out.onnx", "--target", target).sentence
-        assert f"'{target}'" in sentence
-        assert "mha" in sentence
-        assert not (tmp_path / "out.onnx").exists()
+    @pytest.mark.parametrize(("target", "op_type"), [("mha", "MultiHeadAttention"), ("attention", "Attention")])
+    def test_the_target_by_name(self, run, write, tmp_path, target, op_type):
+        outcome = run("fuse", write(), "-o", tmp_path / "out.onnx", "--target", target, "--json")
+        assert outcome.status == 0
+        assert op_type in json.loads(outcome.out)["ops_after"]
 
-    def test_the_target_by_name(self, run, write, tmp_path):
-        assert run("fuse", write(), "-o", tmp_path / "out.onnx", "--target", "mha").status == 0
+    def test_a_target_that_cannot_express_it(self, run, write, tmp_path):
+        outcome = run("fuse", write(), "-o", tmp_path / "out.onnx", "--target", "gqa")
+        assert "no model was written" in outcome.sentence
+        assert "expected fewer heads of keys and values than of queries" in outcome.out
+        assert not (tmp_path / "out.onnx").exists()
 
     def test_no_attention(self, run, write, tmp_path):
         outcome = run("fuse", write(no_attention()), "-o", tmp_path / "out.onnx")

@@ -22,7 +22,7 @@ class TestVerify:
         run("fuse", path, "-o", out, "--no-verify")
         outcome = run("verify", path, out, "--json")
         assert (outcome.status, outcome.err) == (0, "")
-        found = document(outcome)
+        found = document(outcome, schema=2)
         assert found["passed"] is True
         assert len(found["blocks"]) == 1
         text = run("verify", path, out)
@@ -32,7 +32,7 @@ class TestVerify:
 
     def test_the_same_model(self, run, write):
         path = write()
-        assert document(run("verify", path, path, "--json"))["passed"] is True
+        assert document(run("verify", path, path, "--json"), schema=2)["passed"] is True
 
     def test_a_wrong_one(self, run, write, tmp_path):
         path, out = write(), tmp_path / "fused.onnx"
@@ -47,7 +47,7 @@ class TestVerify:
         assert "FAIL" in outcome.out.splitlines()[2]
         found = run("verify", path, out, "--json")
         assert found.status == 3
-        assert document(found)["blocks"][0]["passed"] is False
+        assert document(found, schema=2)["blocks"][0]["passed"] is False
 
     def test_nothing_but_nan_is_still_json(self, run, write, tmp_path):
         path, out = write(), tmp_path / "fused.onnx"
@@ -70,7 +70,7 @@ class TestVerify:
         rng = np.random.default_rng(0)
         np.savez(tmp_path / "x.npz", **{n: rng.standard_normal((2, 5, 16)).astype(np.float32) for n in "qkv"})
         path = write()
-        found = document(run("verify", path, path, "--inputs", tmp_path / "x.npz", "--json"))
+        found = document(run("verify", path, path, "--inputs", tmp_path / "x.npz", "--json"), schema=2)
         assert found["seed"] is None
         assert found["shapes"]["q"] == [2, 5, 16]
         assert "absent.npz" in run("verify", path, path, "--inputs", tmp_path / "absent.npz").sentence
@@ -79,7 +79,7 @@ class TestVerify:
 
     def test_shapes(self, run, write):
         path = write(render(Meaning(), Spelling()))
-        found = document(run("verify", path, path, "--shape", "q=1x7x16", "--json"))
+        found = document(run("verify", path, path, "--shape", "q=1x7x16", "--json"), schema=2)
         assert found["shapes"]["k"] == [1, 7, 16]
         sentence = run("verify", path, path, "--shape", "q=1x7x17").sentence
         assert "1×7×17" in sentence

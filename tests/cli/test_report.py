@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from cli_models import blocked, no_attention, two_blocks
 
 from explorer import report
 from explorer.profile import KernelDispatch, Latency, OpTime, Profile, Ratio, Variant
-from explorer.verify import Comparison, Errors, Verdict
+from explorer.verify import CaseVerdict, Comparison, Errors, Verdict
 from explorer.workspace import FuseReport, open_workspace
 
 
@@ -102,10 +103,11 @@ def comparison(name: str, block: str, fused: float | Errors) -> Comparison:
 
 
 class TestVerdict:
-    def verdict(self, *comparisons: Comparison) -> Verdict:
+    def verdict(self, *comparisons: Comparison, more: tuple[CaseVerdict, ...] = ()) -> Verdict:
         blocks = tuple(item for item in comparisons if item.block)
         outputs = tuple(item for item in comparisons if not item.block)
-        return Verdict(blocks, outputs, "by hand", "cpu", (("x", (2, 3)),), 0, ("mind the gap",))
+        case = CaseVerdict("seed 0", (("x", (2, 3)),), 0, "by hand", blocks, outputs)
+        return Verdict((case, *more), "cpu", ("mind the gap",))
 
     def test_passed(self):
         text = report.verdict_text(self.verdict(comparison("v", "attn-1", 2e-7), comparison("y", "", 3e-7)), {})
@@ -120,9 +122,19 @@ class TestVerdict:
             {"attn-1": "attn0", "attn-2": "attn1"},
         )
         assert text.startswith("FAILED")
-        rows = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line.startswith(("attn", "y"))}
+        rows = {line.split()[0]: line.split()[4] for line in text.splitlines() if line.startswith(("attn", "y"))}
         assert rows == {"attn0": "pass", "attn1": "FAIL", "y": "pass"}
         assert "5.0e-01" in text
+
+    def test_inputs_that_a_model_does_not_take(self):
+        short = CaseVerdict("length 1", (("x", (2, 1)),), 0, refusal="no room", refused_by="original")
+        text = report.verdict_text(self.verdict(comparison("y", "", 3e-7), more=(short,)), {})
+        assert text.startswith("PASSED")
+        assert "length 1: not tried, since the original does not run: no room" in text
+        broken = replace(short, refused_by="fused")
+        text = report.verdict_text(self.verdict(comparison("y", "", 3e-7), more=(broken,)), {})
+        assert text.startswith("FAILED")
+        assert "length 1: FAILED, the fused model does not run: no room" in text
 
     def test_not_numbers_are_shown_as_such(self):
         nan = float("nan")
@@ -192,7 +204,8 @@ class TestScanAndFuse:
             nothing = report.fuse_text(workspace, done, None, None)
         assert {"fused", "skipped", "ops_before", "ops_after", "verdict"} <= document.keys()
         assert document["fused"] == [{"id": workspace.blocks[0].id, "target": "mha"}]
-        assert document["plan"]["fusions"] == [{"block": workspace.blocks[0].id, "target": "mha"}]
+        (fusion,) = document["plan"]["fusions"]
+        assert (fusion["block"], fusion["target"]) == (workspace.blocks[0].id, "mha")
         assert document["verdict"] is None
         assert "Fused 1 of 2 attention blocks." in text
         assert text.endswith("Wrote out.onnx.")

@@ -59,7 +59,7 @@ def test_every_block_is_found_and_what_it_is(entry: dict[str, Any]) -> None:
     if entry["scale"] == "1/sqrt(head_size)":
         for block in blocks:
             assert block.scale == pytest.approx(1 / math.sqrt(block.head_size or 0), rel=1e-3)
-    usable = [block for block in blocks if block.fused_as or choose(model, block, "auto")[0]]
+    usable = [block for block in blocks if block.fused_as or choose(model, block, "auto").target]
     assert len(usable) == entry["fusable"]
 
 
@@ -70,7 +70,7 @@ def test_fused_they_compute_the_same(entry: dict[str, Any]) -> None:
     blocks, plan = recognise(model), Plan(model.digest)
     for block in blocks:
         if not block.fused_as:
-            plan = plan.with_fusion(block.id, choose(model, block, "auto")[0])
+            plan = plan.with_fusion(block, choose(model, block, "auto").target)
     fused = apply(model, blocks, plan)
     assert fused.op_counts().get("Softmax", 0) == 0
     feeds = feeds_for(entry, path)

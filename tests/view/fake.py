@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ from onnx import TensorProto, helper
 from explorer.attention.block import Block, Mask, Obstacle, Operand, RegionNode, Step, View
 from explorer.attention.family import Family, families
 from explorer.errors import BlockError, Cancelled, ExportError
+from explorer.fusion.choose import Choice
 from explorer.fusion.plan import Plan
 from explorer.model.describe import GraphInfo, describe
 from explorer.model.model import Model
 from explorer.model.types import infer_types
 from explorer.profile import KernelDispatch, Latency, OpTime, Profile, Ratio, Variant
-from explorer.verify.verdict import Comparison, Errors, Verdict
+from explorer.verify.verdict import CaseVerdict, Comparison, Errors, Verdict
 
 HOSTILE = '<img src=x onerror="window.hacked=1"><b>$x$</b>\u202e'
 
@@ -112,11 +113,11 @@ def block(index: int, name: str = "n", **changes: Any) -> Block:
 def verdict(passed: bool = True, block_id: str = "", name: str = "n1_sum") -> Verdict:
     """A verdict about one block and one output."""
     fused = Errors(1e-3, 1e-3 if passed else 0.5, 0)
-    compare = Comparison(name, "", "float16", (2, 4, 8, 8), Errors(2e-3, 2e-3, 0), fused, 8e-3)
-    per_block = Comparison("n0_out", block_id, "float16", (2, 4, 8, 8), Errors(2e-3, 2e-3, 0), fused, 8e-3)
-    return Verdict(
-        (per_block,), (compare,), "numpy in fp64", "cpu", (("x", (2, 4, 8, 8)),), 0, ("fp16 numerics not shown",)
-    )
+    compare = Comparison(name, "", "float16", (2, 4, 8, 8), Errors(2e-3, 2e-3, 0), fused, 8e-3, case="seed 0")
+    per_block = replace(compare, name="n0_out", block=block_id)
+    case = CaseVerdict("seed 0", (("x", (2, 4, 8, 8)),), 0, "numpy in fp64", (per_block,), (compare,))
+    short = CaseVerdict("length 1", (("x", (2, 4, 1, 8)),), 0, refusal=f"no {HOSTILE}", refused_by="original")
+    return Verdict((case, short), "cpu", ("fp16 numerics not shown",))
 
 
 def profile(**changes: Any) -> Profile:
@@ -206,8 +207,12 @@ class FakeWorkspace:
         blocked = self._index(block_id) in self.blocked
         return (Obstacle("rank", "somewhere", "a rank of 4", "a rank of 5", "reshape it"),) if blocked else ()
 
-    def choices(self, block_id: str) -> tuple[Any, ...]:
-        return ()
+    def choice(self, block_id: str) -> Choice:
+        return Choice("mha", (), f"the fastest for {HOSTILE}")
+
+    def choices(self, block_id: str) -> dict[str, Choice]:
+        capped = Obstacle("softcap", HOSTILE, "no soft cap", HOSTILE)
+        return {"mha": Choice("mha", (), f"in place of {HOSTILE}"), "gqa": Choice("", (capped,))}
 
     def nodes_of(self, block_id: str) -> tuple[str, ...]:
         index = self._index(block_id)
@@ -220,17 +225,18 @@ class FakeWorkspace:
     def fuse(self, *ids: str, target: str = "auto") -> Any:
         plan = self.plan
         for block_id in ids:
-            plan = plan.with_fusion(block_id, "mha")
+            plan = plan.with_fusion(self.block(block_id), "mha" if target == "auto" else target)
         self._do(plan)
 
     def fuse_all(self, target: str = "auto") -> Any:
-        self.fuse(*(item.id for item in self.blocks if self.status(item.id) == "fusable"))
+        self.fuse(*(item.id for item in self.blocks if self.status(item.id) == "fusable"), target=target)
 
     def family(self, block_id: str) -> Family:
         return next(family for family in families(self.blocks) if block_id in family.blocks)
 
-    def fuse_family(self, block_id: str) -> Any:
-        self.fuse(*(member for member in self.family(block_id).blocks if self.status(member) == "fusable"))
+    def fuse_family(self, block_id: str, target: str = "auto") -> Any:
+        members = (member for member in self.family(block_id).blocks if self.status(member) == "fusable")
+        self.fuse(*members, target=target)
 
     def scope(self, block_id: str) -> str | None:
         return None

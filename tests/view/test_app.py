@@ -107,6 +107,20 @@ def test_undo_and_redo_bring_results_back_without_running_again(post):
     assert app.workspace.log == ["verdict", "profile"]
 
 
+def test_the_chosen_operator_is_the_one_that_is_fused_to(post):
+    app, c = explorer(post)
+    assert "◆ <b>fastest: mha</b>" in c.details.value
+    assert "✕ <b>gqa</b>: expected no soft cap" in c.details.value
+    c.target.value = "attention"
+    c.fuse.click()
+    settle(app, post)
+    assert app.workspace.plan.target(app.workspace.blocks[0].id) == "attention"
+    c.target.value = "auto"
+    c.fuse_all.click()
+    settle(app, post)
+    assert app.workspace.plan.target(app.workspace.blocks[1].id) == "mha"
+
+
 def test_a_new_action_cancels_the_running_one_and_drops_what_it_still_says(post):
     app, c = explorer(post)
     app.workspace.gate = threading.Event()

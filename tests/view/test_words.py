@@ -1,6 +1,7 @@
 """Sentences, panels and the shapes field."""
 
 import re
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -75,10 +76,19 @@ def test_counts_show_what_a_fusion_is_about():
     )  # fmt: skip
 
 
+def test_the_inputs_of_a_verdict_are_named_those_that_the_original_does_not_take_too():
+    assert words.cases(verdict())[-1].startswith("Not compared on length 1: the original does not run there: no ")
+    (case,) = (case for case in verdict().cases if not case.refused_by)
+    refused = replace(case, blocks=(), outputs=(), refusal="an error", refused_by="fused")
+    said = replace(verdict(), cases=(case, refused))
+    assert "Not compared on seed 0: the fused model does not run there: an error" in words.cases(said)
+    assert words.verdict_line(said) == "Failed: the fused model does not run on inputs on which the original does."
+
+
 def test_the_verdict_is_judged_in_a_sentence():
     assert words.verdict_line(verdict()).startswith("Passed: all 2")
     assert words.verdict_line(verdict(passed=False)).startswith("Failed: 2 of 2")
-    assert words.comparison(verdict().blocks[0], {"": "attn0"})[-1] == "✓ pass"
+    assert words.comparison(verdict().blocks[0], {"": "attn0"})[-2:] == ("✓ pass", "seed 0")
     assert "explorer-failed" in panels.verdict(verdict(passed=False), {}, "")
 
 

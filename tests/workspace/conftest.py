@@ -9,8 +9,9 @@ import onnx
 import pytest
 from attention_graphs import Meaning, Spelling, render
 
+from explorer.model import load
 from explorer.runtime import Worker
-from explorer.workspace import Workspace, open_workspace
+from explorer.workspace import Workspace
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +32,6 @@ def workspace(tmp_path: Path, worker: Worker) -> Callable[..., Workspace]:
     def workspace(proto: onnx.ModelProto | None = None, name: str = "model.onnx") -> Workspace:
         path = tmp_path / name
         path.write_bytes((proto or render(Meaning(), Spelling())).SerializeToString())
-        opened = open_workspace(path)
-        opened._worker = worker
-        return opened
+        return Workspace(load(path), worker=worker)
 
     return workspace

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -20,7 +21,7 @@ from explorer.errors import (
     ModelError,
     PlanError,
 )
-from explorer.fusion import Plan
+from explorer.fusion import Fusion, Plan
 from explorer.model.save import serialize
 from explorer.workspace import open_workspace
 
@@ -121,9 +122,12 @@ class TestWhatThereIs:
         (block,) = ws.blocks
         assert ws.status(block.id) == ws.status("attn0") == "fusable"
         assert ws.obstacles("attn0") == ()
-        (choice,) = ws.choices("attn0")
-        assert (choice.target, choice.obstacles) == ("mha", ())
-        assert "MultiHeadAttention" in choice.words
+        choices = ws.choices("attn0")
+        assert (choices["mha"].target, choices["mha"].obstacles) == ("mha", ())
+        assert "MultiHeadAttention" in choices["mha"].words
+        assert choices["gqa"].obstacles[0].code == "heads"
+        assert ws.choice("attn0").target == "mha"
+        assert "Rather than" in ws.choice("attn0").words
         ws.fuse("attn0")
         assert ws.status("attn0") == "fused"
         assert ws.obstacles("attn0") == ()
@@ -133,9 +137,9 @@ class TestWhatThereIs:
         assert ws.status("attn0") == "blocked"
         (obstacle, *_) = ws.obstacles("attn0")
         assert obstacle.code == "interior-output"
-        (choice,) = ws.choices("attn0")
-        assert choice.obstacles
-        assert choice.words == ""
+        for choice in ws.choices("attn0").values():
+            assert choice.obstacles
+            assert choice.words == ""
 
     def test_fused_in_the_file_already(self, workspace, folder):
         first = workspace()
@@ -143,7 +147,7 @@ class TestWhatThereIs:
         second = ex.open(first.export(folder / "fused.onnx"))
         assert second.status("attn0") == "fused"
         assert second.obstacles("attn0") == ()
-        assert second.choices("attn0") == ()
+        assert second.choices("attn0") == {}
         assert second.blocks[0].fused_as == "com.microsoft.MultiHeadAttention"
         assert second.fuse_all().fused == ()
         assert second.history == ("Opened",)
@@ -356,16 +360,25 @@ class TestRefusals:
 
     def test_a_plan_for_another_model(self, workspace):
         ws = workspace()
-        text = refusal(PlanError, ws.apply_plan, Plan("0" * 64).with_fusion(ws.blocks[0].id, "mha"))
-        assert "this very file" in text
+        theirs = workspace(chain(2), "theirs.onnx")
+        theirs.fuse("attn1")
+        text = refusal(PlanError, ws.apply_plan, theirs.plan)
+        assert "attn1" in text
         assert "plan again" in text
-        refusal(PlanError, ws.apply_plan, Plan("0" * 64))
         assert ws.history == ("Opened",)
+
+    def test_a_plan_for_two_layers_on_a_model_of_four(self, workspace):
+        small, large = workspace(chain(2)), workspace(chain(4), "large.onnx")
+        small.fuse_all()
+        assert len(large.apply_plan(small.plan, by_family=True).fused) == 4
+        assert large.plan.source_digest == large.model.digest
+        assert large.history == ("Opened", "Applied a plan of 4 fusions")
 
     def test_a_plan_with_an_unknown_block_or_target(self, workspace):
         ws = workspace()
-        assert "'attn-none'" in refusal(PlanError, ws.apply_plan, ws.plan.with_fusion("attn-none", "mha"))
-        assert "'flash'" in refusal(BlockError, ws.apply_plan, ws.plan.with_fusion(ws.blocks[0].id, "flash"))
+        unknown = replace(ws.plan, fusions=(Fusion("attn-none", "mha"),))
+        assert "'attn-none'" in refusal(PlanError, ws.apply_plan, unknown)
+        assert "'flash'" in refusal(BlockError, ws.apply_plan, ws.plan.with_fusion(ws.blocks[0], "flash"))
         assert ws.history == ("Opened",)
 
     def test_a_plan_replayed_gives_the_same_bytes(self, workspace, folder):

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from workspace_graphs import SHAPES, chain, refusal
 
 from explorer.errors import (
+    BlockError,
     Cancelled,
     ExplorerError,
     ExportError,
@@ -68,11 +69,21 @@ class TestExport:
         ws = workspace()
         ws.fuse_all()
         document = json.loads(ws.export_plan(folder / "plan.json").read_text())
-        assert document == {
-            "schema": 1,
-            "source_digest": ws.model.digest,
-            "fusions": [{"block": ws.blocks[0].id, "target": "mha"}],
-        }
+        assert (document["schema"], document["source_digest"]) == (2, ws.model.digest)
+        assert document["settings"] == {"provider": "cuda"}
+        (fusion,) = document["fusions"]
+        assert (fusion["block"], fusion["target"], fusion["label"]) == (ws.blocks[0].id, "mha", "attn0")
+
+    def test_the_verdict_whole_and_of_one_block(self, workspace, folder):
+        ws = workspace(chain(2))
+        refusal(ExportError, ws.export_verdict, folder / "early.json")
+        ws.fuse("attn0")
+        ws.verify()
+        assert json.loads(ws.export_verdict(folder / "all.json").read_text())["passed"] is True
+        document = json.loads(ws.export_verdict(folder / "one.json", block="attn0").read_text())
+        assert document["block"] == ws.blocks[0].id
+        assert document["cases"]
+        assert "attn1" in refusal(BlockError, ws.export_verdict, folder / "other.json", block="attn1")
 
 
 class TestVerdictsAndProfiles:
