@@ -189,7 +189,7 @@ def verdict_text(verdict: Verdict, labels: Mapping[str, str]) -> str:
 
 def _verdict_lines(verdict: Verdict, labels: Mapping[str, str]) -> list[str]:
     compared = (*verdict.blocks, *verdict.outputs)
-    rows = [_comparison(item, labels.get(item.block, item.block) or item.name) for item in compared]
+    rows = [_comparison(item, labels.get(item.block) or item.label or item.block or item.name) for item in compared]
     tried = "; ".join(case.words for case in verdict.cases if not case.refused_by)
     return [
         f"{'PASSED' if verdict.passed else 'FAILED'}: largest error against float64, relative to the largest value",

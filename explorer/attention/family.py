@@ -51,10 +51,10 @@ def families(blocks: Iterable[Block]) -> tuple[Family, ...]:
 def describe(block: Block) -> str:
     """What a block computes, whatever its nodes are called and however they spell it.
 
-    "16 heads of 64, batch 2, seq queries, seq keys, scale 100, no mask, float16, softmax in float32"; what is not known
-    of a block is left out.
+    "16 heads of 64, logits [2, 16, seq, seq], scale 100, no mask, float16, softmax in float32"; what is not known of a
+    block is left out.
     """
-    facts = [_heads(block), *_lengths(block)]
+    facts = [_heads(block), _logits(block)]
     if block.scale is not None:
         facts.append(f"scale {block.scale:.6g}")
     if block.factor is not None:
@@ -88,11 +88,10 @@ def _heads(block: Block) -> str:
     return text
 
 
-def _lengths(block: Block) -> Iterable[str]:
-    known = dict(block.sizes)
-    for words, letters in (("batch {}", block.batch), ("{} queries", block.rows), ("{} keys", block.keys)):
-        if set(letters) <= known.keys() and is_known(size := block.size(letters)):
-            yield words.format(size)
+def _logits(block: Block) -> str:
+    groups = (block.batch, block.heads, block.rows, block.keys)
+    known = {letter for letter, _ in block.sizes}
+    return f"logits {_shape(map(block.size, groups))}" if set("".join(groups)) <= known else ""
 
 
 def _mask(block: Block) -> str:

@@ -137,7 +137,8 @@ class Plan:
     def by_family(self, model: Model, blocks: Sequence[Block]) -> Plan:
         """The plan for another model that gives each block the target that the plan gave to those like it.
 
-        PlanError if no block is like one of the plan's, or if the plan gave different targets to blocks that are alike.
+        Blocks with obstacles are left alone. PlanError if no block is like one of the plan's, or if the plan gave
+        different targets to blocks that are alike.
         """
         chosen: dict[str, Fusion] = {}
         for fusion in sorted(self.fusions, key=_by_label):
@@ -147,7 +148,8 @@ class Plan:
                     f"expected one target for each family in the plan, found {first.target} for {first.label} and "
                     f"{fusion.target} for {fusion.label}, which are alike: decide for one of them"
                 )
-        targets = [(block, chosen[family].target) for block in blocks if (family := fingerprint(block)) in chosen]
+        free = [(block, fingerprint(block)) for block in blocks if not block.obstacles]
+        targets = [(block, chosen[family].target) for block, family in free if family in chosen]
         if not targets:
             planned = "; ".join(dict.fromkeys(fusion.words for fusion in self.fusions)) or "none at all"
             there = "; ".join(dict.fromkeys(map(describe, blocks))) or "none at all"

@@ -269,6 +269,8 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             family, body = workspace.family(block.id), workspace.scope(block.id)
             place = [f"One of {family}."] if len(family.blocks) > 1 else []
             place += [f"It stands in the body of {body}."] if body else []
+            if target := workspace.plan.target(block.id):
+                place.append(f"It has become {workspace.choices(block.id)[target].words}.")
             return panels.block(block, workspace.status(block.id), offers, workspace.obstacles(block.id), place)
         node = scene.node(self._selection.node)
         if node is not None:

@@ -14,7 +14,7 @@ from onnx import helper
 
 from explorer.attention import Block, recognise
 from explorer.attention.block import Factor, Mask, MaskTerm, Obstacle, Operand, RegionNode, View
-from explorer.attention.family import Family, families, label_range
+from explorer.attention.family import Family, describe, families, fingerprint, label_range
 from explorer.model import load
 
 TERM = MaskTerm("boolean", "m", (1, 1, "s", "s"), ("B", "N", "S", "T"), "bool", fill=-1e9)
@@ -169,3 +169,51 @@ def test_layers_of_a_model_are_found_whatever_their_names(name: Callable[[int, s
     blocks = recognise(load(tmp_path / "m.onnx"))
     assert [str(family) for family in families(blocks)] == ["attn0, attn2…attn3: 3 identical blocks", "attn1"]
     assert sorted(member for family in families(blocks) for member in family.blocks) == sorted(b.id for b in blocks)
+
+
+def test_a_block_in_words() -> None:
+    assert describe(block(0)) == (
+        "8 heads of 64, logits [batch, 8, seq, ?], scale 0.125, padding mask bool [1, 1, s, s], float16, "
+        "softmax in float32"
+    )
+    other = block(
+        1, kv_num_heads=2, v_head_size=32, scale=1e-7 / 3, softcap=30.0, nan_guard=True, mask=Mask(),
+        softmax_dtype="float16", factor=Factor("f", (8, 1, "?1"), ("N", "S", "T"), "float16"),
+        fused_as="ai.onnx.Attention",
+    )  # fmt: skip
+    assert describe(other) == (
+        "8 heads of 64, 2 for keys and values, values of 32, logits [batch, 8, seq, ?], scale 3.33333e-08, "
+        "times a factor [8, 1, ?], capped at 30, no mask, zeros where no key is seen, float16, "
+        "fused as ai.onnx.Attention"
+    )
+    unread = Block(label="attn0", anchor="a", anchor_output="p", region=())
+    assert describe(unread) == "no mask"
+
+
+def test_members_of_a_family_share_a_fingerprint_wherever_they_are() -> None:
+    prints = {fingerprint(block(index)) for index in range(22)}
+    assert prints == {"7f9af2ba606c"}  # of every process
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": 0.126},
+        {"softcap": 30.0},
+        {"num_heads": 4},
+        {"sizes": (("B", 1), ("N", 8), ("S", 1), ("T", 1))},
+        {"dtype": "float32"},
+        {"softmax_dtype": "float16"},
+        {"mask": Mask()},
+        with_term(shape=(1, 1, 1, "s")),
+        {"fused_as": "ai.onnx.Attention"},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_what_means_something_else_has_another_fingerprint(changes: dict[str, Any]) -> None:
+    assert fingerprint(block(0, **changes)) != fingerprint(block(0))
+
+
+def test_a_spelling_has_no_fingerprint() -> None:
+    view = Operand((View("q", ("B", "S", "NH"), 1.0, "float16"),))
+    assert fingerprint(block(0, query=view, region=())) == fingerprint(block(0))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from explorer.attention import Block
+from explorer.attention import Block, Obstacle
 from explorer.attention.block import Mask, MaskTerm
 from explorer.attention.family import describe, fingerprint
 from explorer.errors import PlanError
@@ -78,9 +78,7 @@ def test_a_plan_says_what_its_blocks_are() -> None:
     (fusion,) = planned(block(3)).fusions
     assert fusion.label == "attn3"
     assert fusion.family == fingerprint(block(3))
-    assert fusion.words == (
-        "16 heads of 64, batch 2, seq queries, seq keys, scale 100, no mask, float16, softmax in float32"
-    )
+    assert fusion.words == ("16 heads of 64, logits [2, 16, seq, seq], scale 100, no mask, float16, softmax in float32")
 
 
 def test_a_plan_survives_json(tmp_path: Path) -> None:
@@ -179,7 +177,7 @@ def test_a_block_that_means_something_else_has_changed(model: Model) -> None:
     (change,) = plan.fit([now])
     assert (change.kind, change.block) == ("changed", before.id)
     assert change.words == f"attn0 ({before.id}) changed: it was {describe(before)}, it is {describe(now)}"
-    assert describe(now).startswith("12 heads of 64, batch 2")
+    assert describe(now).startswith("12 heads of 64, logits [2, 16")
     assert "padding mask bool [batch, 1, 1, seq]" in describe(now)
     with pytest.raises(PlanError, match=r"was 16 heads of 64.* is 12 heads of 64"):
         plan.rebase(model, [now])
@@ -212,6 +210,11 @@ def test_a_plan_of_two_layers_does_for_their_sibling_of_many(model: Model) -> No
     assert plan.settings == Settings("cpu")
     assert set(plan.blocks) == {item.id for item in large[:22]}
     assert {fusion.target for fusion in plan.fusions} == {"mha"}
+
+
+def test_a_block_with_obstacles_is_left_alone_by_its_family(model: Model) -> None:
+    free, blocked = block(0), block(1, obstacles=(Obstacle("interior-used", "p", "a", "b"),))
+    assert planned(free).by_family(model, [free, blocked]).blocks == (free.id,)
 
 
 def test_two_targets_for_one_family_are_no_plan_for_others(model: Model) -> None:

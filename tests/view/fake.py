@@ -212,7 +212,11 @@ class FakeWorkspace:
 
     def choices(self, block_id: str) -> dict[str, Choice]:
         capped = Obstacle("softcap", HOSTILE, "no soft cap", HOSTILE)
-        return {"mha": Choice("mha", (), f"in place of {HOSTILE}"), "gqa": Choice("", (capped,))}
+        return {
+            "mha": Choice("mha", (), f"in place of {HOSTILE}"),
+            "gqa": Choice("", (capped,)),
+            "attention": Choice("attention", (), "the standard one"),
+        }
 
     def nodes_of(self, block_id: str) -> tuple[str, ...]:
         index = self._index(block_id)

@@ -115,6 +115,7 @@ def test_the_chosen_operator_is_the_one_that_is_fused_to(post):
     c.fuse.click()
     settle(app, post)
     assert app.workspace.plan.target(app.workspace.blocks[0].id) == "attention"
+    assert "It has become the standard one." in c.details.value
     c.target.value = "auto"
     c.fuse_all.click()
     settle(app, post)
