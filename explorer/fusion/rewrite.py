@@ -119,13 +119,15 @@ class Rewriter:
 
     def _remove_dead(self, start: ir.Node) -> None:
         """Remove `start` and whatever upstream of it nobody needs any more."""
+        dead: dict[ir.Node, None] = {}
         pending = [start]
         while pending:
             node = pending.pop()
-            if node.graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):
+            if node in dead or any(value.uses() or value.is_graph_output() for value in node.outputs):
                 continue
+            dead[node] = None
             sources = [value for value in node.inputs if value is not None]
-            node.graph.remove(node, safe=True)
+            node.resize_inputs(0)
             for value in sources:
                 producer = value.producer()
                 if producer is not None:
@@ -133,6 +135,9 @@ class Rewriter:
                 elif value.is_initializer() and not (value.uses() or value.is_graph_input() or value.is_graph_output()):
                     assert isinstance(value.graph, ir.Graph)
                     del value.graph.initializers[value.name or ""]
+        for graph in {node.graph for node in dead}:
+            assert graph is not None
+            graph.remove([node for node in dead if node.graph is graph])
 
     def _shape_of(self, value: ir.Value) -> tuple[Dim, ...] | None:
         known = self._model.types.get(value.name or "") or TensorType.of(value)
