@@ -1,39 +1,37 @@
-"""ONNX Runtime sessions, in the worker process. No other module imports onnxruntime.
+"""ONNX Runtime sessions, in the worker process.
 
 `load` and `run` are called through the worker; `Session` is for other code that runs there.
 """
 
 from __future__ import annotations
 
-import ctypes
-import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper
 
 from explorer.errors import ExplorerError, InputError, SessionError
-from explorer.runtime import arrays, gpu
+from explorer.runtime import arrays
 from explorer.runtime.arrays import Array
 from explorer.runtime.context import Context
-from explorer.runtime.refusals import reason, refusal
+from explorer.runtime.ortvalues import to_numpy, to_ort
+from explorer.runtime.providers import PROVIDERS, choose_provider
+from explorer.runtime.refusals import refusal
 
-PROVIDERS = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
 LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-_MISSING_LIBRARY = re.compile(r"(\S+): cannot open shared object file")
+_GRAPH_ID = "gpu_graph_id"  # of the CUDA graph that a run captures or replays
+_NO_GRAPH = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,7 @@ class SessionSpec:
     sdpa_kernel     attention kernels that CUDA may use: 1 Flash, 2 memory-efficient, 8 cuDNN, 16 MATH, or a sum of
                     these; 0 leaves the choice to ONNX Runtime
     tf32            whether CUDA may round the factors of float32 products to TF32, as it does by default
+    cuda_graph      whether what `Session.bind` gives replays a CUDA graph: one launch for all kernels of a run
     """
 
     model: str
@@ -60,6 +59,7 @@ class SessionSpec:
     node_times: Path | None = None
     sdpa_kernel: int = 0
     tf32: bool = True
+    cuda_graph: bool = False
 
 
 class Session:
@@ -67,20 +67,17 @@ class Session:
 
     def __init__(self, spec: SessionSpec) -> None:
         self._name = Path(spec.model).name
-        self._device = spec.provider
+        self._spec = spec
+        self._graph_ids = count(1)  # 0 is ONNX Runtime's own
         options = _options(spec)
         names = [PROVIDERS[spec.provider]] if spec.provider == "cpu" else list(PROVIDERS.values())
-        asked = {"use_tf32": str(int(spec.tf32)), "sdpa_kernel": str(spec.sdpa_kernel)}
-        settings = [asked if name == PROVIDERS["cuda"] else {} for name in names]
-        start = time.perf_counter()
-        try:
+        settings = [_cuda_options(spec) if name == PROVIDERS["cuda"] else {} for name in names]
+        start_s = time.perf_counter()
+        with self._refusing("load", "try a lower optimization level"):
             self._session = ort.InferenceSession(
                 spec.model, options, providers=names, provider_options=settings, enable_fallback=0
             )
-        except Exception as error:
-            subject = f"ONNX Runtime {ort.__version__} cannot load {self._name}"
-            raise refusal(subject, error, "try a lower optimization level") from error
-        self.load_s: float = time.perf_counter() - start
+        self.load_s: float = time.perf_counter() - start_s
         if PROVIDERS[spec.provider] not in self._session.get_providers():
             found = ", ".join(self._session.get_providers())
             raise SessionError(f"{self._name} was to run on {names[0]}, but its session has {found}; use provider cpu.")
@@ -100,31 +97,55 @@ class Session:
             )
         values = self._values(feeds)
         computed = [name for name in wanted if name not in values]
-        with self._refusing():
-            results = self._session.run_with_ort_values(computed, values) if computed else []
-        found = {name: _to_numpy(value) for name, value in zip(computed, results, strict=True)}
+        with self._running():
+            options = _run_options(_NO_GRAPH) if self._spec.cuda_graph else None
+            results = self._session.run_with_ort_values(computed, values, options) if computed else []
+        found = {name: to_numpy(value) for name, value in zip(computed, results, strict=True)}
         # An output that is an input shares its memory, which goes with the input
-        return {name: found[name] if name in found else _to_numpy(values[name]).copy() for name in wanted}
+        return {name: found[name] if name in found else to_numpy(values[name]).copy() for name in wanted}
 
     def bind(self, feeds: Mapping[str, Array]) -> Callable[[], None]:
         """A function that runs the model once and waits until the device is done.
 
         The inputs are copied to the device here, once, and the outputs stay there: what the function takes is the
         model's own time. It raises as `run` does.
+
+        With CUDA graphs its first call is three runs: one that allocates the outputs, and two in which ONNX Runtime
+        allocates everything else and captures the graph; later calls replay it. A session can be bound again, to
+        inputs of other shapes, but then the functions it gave before must not be called any more: the graphs share the
+        memory between their nodes, and to an older one the newer one's inputs are such memory.
         """
         values = self._values(feeds)
-        binding = self._session.io_binding()
-        for name, value in values.items():
-            binding.bind_ortvalue_input(name, value)  # copies to where the input's consumer runs
-        for output in self._session.get_outputs():
-            binding.bind_output(output.name, self._device)
-        binding.synchronize_inputs()
-        return partial(self._run_bound, binding, values)
+        with self._running():
+            binding = self._session.io_binding()
+            for name, value in values.items():
+                binding.bind_ortvalue_input(name, value)  # copies to where the input's consumer runs
+            for output in self._session.get_outputs():
+                binding.bind_output(output.name, self._spec.provider)
+            binding.synchronize_inputs()
+        run = partial(self._run_bound, binding, values)
+        return self._replayed(binding, run) if self._spec.cuda_graph else partial(run, None)
 
-    def _run_bound(self, binding: Any, _keep_alive: Mapping[str, Any]) -> None:
-        with self._refusing():
-            self._session.run_with_iobinding(binding)
+    def _run_bound(self, binding: Any, _keep_alive: Mapping[str, Any], options: ort.RunOptions | None) -> None:
+        with self._running():
+            self._session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
+
+    def _replayed(self, binding: Any, run: Callable[[ort.RunOptions], None]) -> Callable[[], None]:
+        graph = _run_options(next(self._graph_ids))
+        allocated = False
+
+        def replay() -> None:
+            nonlocal allocated
+            if not allocated:
+                run(_run_options(_NO_GRAPH))
+                # A graph writes where it was captured to write: from now on to these very outputs
+                for output, value in zip(self._session.get_outputs(), binding.get_outputs(), strict=True):
+                    binding.bind_ortvalue_output(output.name, value)
+                allocated = True
+            run(graph)
+
+        return replay
 
     def assignments(self) -> tuple[tuple[str, str], ...]:
         """(execution provider, op type) of each node, as ONNX Runtime partitioned the graph; empty in old versions.
@@ -135,6 +156,10 @@ class Session:
             return ()
         info = self._session.get_provider_graph_assignment_info()
         return tuple((part.ep_name, node.op_type) for part in info for node in part.get_nodes())
+
+    def profiling_start_ns(self) -> int:
+        """When recording node times began, on CUPTI's clock; the events' `ts`, in microseconds, count from here."""
+        return int(self._session.get_profiling_start_time_ns())
 
     def end_node_times(self) -> Path:
         """Stop recording and return the JSON file with the events; the caller deletes it."""
@@ -147,16 +172,20 @@ class Session:
                 f"{self._name} takes the inputs {', '.join(inputs) or '(none)'}, but was given "
                 f"{', '.join(feeds) or '(none)'}; give a value for each of its inputs and for nothing else."
             )
-        with self._refusing():
-            return {name: _to_ort(array, inputs[name]) for name, array in feeds.items()}
+        with self._running():
+            return {name: to_ort(array, inputs[name]) for name, array in feeds.items()}
+
+    def _running(self) -> AbstractContextManager[None]:
+        return self._refusing("run", "use provider cpu or a lower optimization level")
 
     @contextmanager
-    def _refusing(self) -> Iterator[None]:
+    def _refusing(self, verb: str, hint: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            subject = f"ONNX Runtime {ort.__version__} cannot run {self._name}"
-            raise refusal(subject, error, "use provider cpu or a lower optimization level") from error
+            subject = f"ONNX Runtime {ort.__version__} cannot {verb} {self._name}"
+            memory = "GPU memory" if self._spec.provider == "cuda" else "memory"
+            raise refusal(subject, error, hint, memory) from error
 
 
 def load_best(spec: SessionSpec) -> tuple[Session, SessionSpec, str | None]:
@@ -175,60 +204,6 @@ def load_best(spec: SessionSpec) -> tuple[Session, SessionSpec, str | None]:
             refusal = refusal or error
     assert refusal is not None
     raise refusal
-
-
-def choose_provider(context: Context, provider: str) -> tuple[str, str]:
-    """("cuda" or "cpu", why, in a sentence) for the `provider` that a user asked for: "auto", "cuda" or "cpu".
-
-    onnxruntime-gpu names CUDA among its providers on every machine, and where CUDA does not work it quietly makes a CPU
-    session. So this makes a session of one node and looks at what it got. SessionError when "cuda" is not there.
-    """
-    if provider == "cpu":
-        return "cpu", "On the CPU, as asked."
-    if provider not in ("auto", "cuda"):
-        raise InputError(f"Expected the provider to be auto, cuda or cpu, found {provider!r}; choose one of the three.")
-    obstacle = cuda_obstacle(context)
-    if obstacle is None:
-        return "cuda", "On CUDA, as asked." if provider == "cuda" else "On CUDA, because a session really runs there."
-    if provider == "auto":
-        return "cpu", f"On the CPU, because {obstacle}."
-    raise SessionError(
-        f"Provider cuda was asked for, but {obstacle}; "
-        "run `pip install 'onnx-attention-explorer[cuda]'` on a machine with an NVIDIA GPU, or use provider cpu."
-    )
-
-
-def cuda_obstacle(context: Context) -> str | None:
-    """Why no session runs on CUDA here, as a clause ("no NVIDIA GPU was found"); None when one does."""
-    if PROVIDERS["cuda"] not in ort.get_available_providers():
-        return f"the installed onnxruntime {ort.__version__} is built without CUDA"
-    mark = context.log_mark()
-    _preload_cuda()
-    node = helper.make_node("Identity", ["x"], ["y"])
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
-    model = helper.make_model(
-        helper.make_graph([node], "probe", [x], [y]), ir_version=8, opset_imports=[helper.make_opsetid("", 17)]
-    )
-    try:
-        names = list(PROVIDERS.values())
-        session = ort.InferenceSession(model.SerializeToString(), providers=names, enable_fallback=0)
-    except Exception as error:  # noqa: BLE001 - the provider's own start can fail in as many ways as drivers can
-        return f"CUDA does not start: {reason(str(error))}"
-    if PROVIDERS["cuda"] in session.get_providers():
-        return None
-    if gpu.query() is None:
-        return "no NVIDIA GPU with a driver was found (nvidia-smi does not answer)"
-    missing = _MISSING_LIBRARY.search(context.log_since(mark))
-    if missing:
-        return f"CUDA's library {missing[1]} is not installed"
-    return f"onnxruntime {ort.__version__} could not load its CUDA libraries"
-
-
-@cache
-def _preload_cuda() -> None:
-    """Let ONNX Runtime find the CUDA and cuDNN libraries that pip installed."""
-    if hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
 
 
 def load(
@@ -301,6 +276,10 @@ def _open(context: Context, spec: SessionSpec) -> tuple[Session, dict[str, Any]]
 def _options(spec: SessionSpec) -> ort.SessionOptions:
     if spec.optimization not in LEVELS:
         raise InputError(f"Expected an optimization level among {', '.join(LEVELS)}, found {spec.optimization!r}.")
+    if spec.cuda_graph and spec.provider != "cuda":
+        raise SessionError(
+            f"{spec.model} was to run with CUDA graphs, but on the CPU; use provider cuda, or leave them out."
+        )
     options = ort.SessionOptions()
     options.graph_optimization_level = LEVELS[spec.optimization]
     # The threads of an idle session spin for a while: sessions that take turns would steal half of each other's cores.
@@ -319,25 +298,12 @@ def _options(spec: SessionSpec) -> ort.SessionOptions:
     return options
 
 
-def _to_ort(array: Array, input_type: str) -> Any:
-    array = np.asarray(array, order="C")
-    if input_type == "tensor(bfloat16)" and array.dtype == np.float32:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_bfloat16_bits(array), TensorProto.BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(array)
+def _cuda_options(spec: SessionSpec) -> dict[str, str]:
+    options = {"use_tf32": str(int(spec.tf32)), "sdpa_kernel": str(spec.sdpa_kernel)}
+    return options | {"enable_cuda_graph": "1"} if spec.cuda_graph else options
 
 
-def _to_numpy(value: Any) -> Array:
-    if value.data_type() != "tensor(bfloat16)":
-        array: Array = value.numpy()
-        return array
-    shape = value.shape()
-    memory = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
-    bits = np.frombuffer(memory, np.uint16).reshape(shape)
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def _bfloat16_bits(array: Array) -> Array:
-    """float32 rounded to the nearest bfloat16, ties to even, as the upper half of its bits. NaN stays NaN."""
-    bits = array.view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+def _run_options(graph_id: int) -> ort.RunOptions:
+    options = ort.RunOptions()
+    options.add_run_config_entry(_GRAPH_ID, str(graph_id))
+    return options

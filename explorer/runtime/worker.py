@@ -14,14 +14,17 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from explorer.errors import ExplorerError, WorkerError
+from explorer.runtime import gpu
 from explorer.runtime.context import Context
-from explorer.runtime.protocol import Call, Failure, Progress, Result, decode, encode
+from explorer.runtime.memory import memory
+from explorer.runtime.protocol import Call, Failure, Progress, Result, Usage, decode, encode
 
 PACKAGE = "explorer"
 
@@ -47,21 +50,33 @@ def resolve(call: str) -> Callable[..., Any]:
 
 def answer(call: Call, send: Callable[[bytes], object], folder: Path, log_path: Path) -> None:
     """Run one call and send its progress and its result or error."""
+    start_s = time.perf_counter()
 
     def progress(fraction: float, text: str) -> None:
         send(encode(Progress(call.id, min(max(fraction, 0.0), 1.0), text)))
 
+    def failure(kind: str, message: str) -> bytes:
+        return encode(Failure(call.id, kind, message, _usage(start_s), gpu.has_failed()))
+
     try:
         value = resolve(call.call)(Context(progress, folder, log_path), **call.args)
-        reply = encode(Result(call.id, value))
+        reply = encode(Result(call.id, value, _usage(start_s), gpu.has_failed()))
     except ExplorerError as error:
-        reply = encode(Failure(call.id, type(error).__name__, str(error)))
+        reply = failure(type(error).__name__, str(error))
     except Exception as error:  # noqa: BLE001 - whatever went wrong, the parent gets a sentence and the log the traceback
         traceback.print_exc()
-        text = " ".join(str(error).split())
-        message = f"{call.call} failed in the worker process with {type(error).__name__}: {text or 'no message'}"
-        reply = encode(Failure(call.id, WorkerError.__name__, message))
+        text = " ".join(str(error).split()) or "no message"
+        how = "ran out of memory" if isinstance(error, MemoryError) else "failed"
+        message = f"{call.call} {how} in the worker process with {type(error).__name__}: {text}"
+        reply = failure(WorkerError.__name__, message)
     send(reply)
+
+
+def _usage(start_s: float) -> Usage:
+    wall_s = time.perf_counter() - start_s
+    used = memory(os.getpid())
+    assert used is not None  # this very process runs
+    return Usage(wall_s, used.rss_bytes, used.peak_rss_bytes, gpu.held_bytes())
 
 
 def _read(stdin: BinaryIO, calls: queue.SimpleQueue[bytes]) -> None:

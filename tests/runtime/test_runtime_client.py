@@ -11,19 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from explorer.errors import Cancelled, InputError, SessionError, WorkerDied, WorkerError, WorkerTimeout
+from explorer.errors import InputError, SessionError, WorkerDied, WorkerError
 from explorer.runtime import client
+from explorer.runtime import worker as worker_program
 from explorer.runtime.client import Worker
-from explorer.runtime.protocol import Call, Result, decode, encode
+from explorer.runtime.protocol import Call, Failure, Progress, Result, decode, encode
 
+ROOT = Path(client.__file__).parents[2]
 RUN = "explorer.runtime.sessions:run"
+LOAD = "explorer.runtime.sessions:load"
 ENVIRONMENT = "explorer.runtime.environment:environment"
-
-
-@pytest.fixture
-def program(monkeypatch):
-    """Make workers run a Python program of the test's own."""
-    return lambda source: monkeypatch.setattr(client, "_COMMAND", (sys.executable, "-c", source))
 
 
 def test_calls_share_one_process_and_closing_ends_it():
@@ -47,27 +44,9 @@ def test_closing_deletes_the_files(monkeypatch, tmp_path):
 
 
 def test_env_reaches_the_process(program):
-    program(
-        "import os, sys; from explorer.runtime.protocol import *\n"
-        "call = decode(sys.stdin.buffer.readline())\n"
-        "sys.stdout.buffer.write(encode(Result(call.id, os.environ['MARK'])))"
-    )
+    program("send(Result(call.id, os.environ['MARK'], USAGE, False))")
     with Worker(env={"MARK": "here"}) as worker:
         assert worker.call("explorer.x:f") == "here"
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
-def test_a_worker_killed_in_the_middle_of_a_run_is_reported_and_replaced(endless):
-    with Worker() as worker:
-        worker.call(ENVIRONMENT)
-        first = worker.pid
-        threading.Timer(0.2, os.kill, (first, signal.SIGKILL)).start()
-        with pytest.raises(
-            WorkerDied, match=r"killed by SIGKILL while it ran .*sessions:run; it probably ran out of mem"
-        ):
-            worker.call(RUN, endless, timeout_s=30)
-        assert worker.call(ENVIRONMENT)["onnxruntime"]
-        assert worker.pid != first
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
@@ -80,42 +59,8 @@ def test_a_worker_that_died_between_calls_is_replaced_silently():
         assert worker.call(ENVIRONMENT)["onnxruntime"]
 
 
-def test_cancel_stops_a_native_run_at_once(endless):
-    cancel = threading.Event()
-    cancelled_at = []
-
-    def press():
-        cancelled_at.append(time.monotonic())
-        cancel.set()
-
-    with Worker() as worker:
-        worker.call(ENVIRONMENT)
-        process = worker._process.popen
-        threading.Timer(0.2, press).start()
-        with pytest.raises(Cancelled, match="sessions:run was cancelled"):
-            worker.call(RUN, endless, cancel=cancel, timeout_s=30)
-        assert time.monotonic() - cancelled_at[0] < 0.5  # 0.1 s by design; the rest is for a busy machine
-        assert process.poll() is not None
-        with pytest.raises(Cancelled):
-            worker.call(ENVIRONMENT, cancel=cancel)
-        assert worker.pid is None  # cancelled before it began: nothing was started
-
-
-def test_a_call_past_its_time_limit_is_stopped_and_the_next_one_works(endless):
-    with Worker() as worker:
-        worker.call(ENVIRONMENT)
-        with pytest.raises(WorkerTimeout, match=r"stopped after 0\.3 s, its time limit"):
-            worker.call(RUN, endless, timeout_s=0.3)
-        assert worker.call(ENVIRONMENT)["onnxruntime"]
-
-
 def test_an_exception_in_the_callers_own_progress_function_stops_the_worker(program):
-    program(
-        "import sys, time; from explorer.runtime.protocol import *\n"
-        "call = decode(sys.stdin.buffer.readline())\n"
-        "sys.stdout.buffer.write(encode(Progress(call.id, 0.5, 'half')))\n"
-        "sys.stdout.flush(); time.sleep(60)"
-    )
+    program("send(Progress(call.id, 0.5, 'half')); time.sleep(60)")
 
     def interrupt(fraction, text):
         assert (fraction, text) == (0.5, "half")
@@ -127,32 +72,8 @@ def test_an_exception_in_the_callers_own_progress_function_stops_the_worker(prog
         assert worker.pid is None
 
 
-def test_a_crash_is_told_with_status_and_last_words(program):
-    program(r"import sys; print('one\ntwo\n\x1b[31mthree\x1b[m\nfour', file=sys.stderr); sys.exit(3)")
-    with Worker() as worker, pytest.raises(WorkerDied) as caught:
-        worker.call("explorer.x:f")
-    assert str(caught.value) == (
-        "The worker process ended with exit status 3 while it ran explorer.x:f (its last words: two / three / four)."
-    )
-
-
-@pytest.mark.parametrize(
-    ("output", "error"),
-    [
-        ("Segmentation fault", r"Expected a message of worker protocol 1, found 'Segmentation fault'"),
-        ('{"v": 1, "id": 99, "event": "result", "value": 1}', r"Expected the worker's answer to call 1"),
-    ],
-)
-def test_garbage_on_the_pipe_ends_the_worker(program, output, error):
-    program(f"import time; print({output!r}, flush=True); time.sleep(60)")
-    with Worker() as worker:
-        with pytest.raises(WorkerError, match=error):
-            worker.call("explorer.x:f")
-        assert worker.pid is None
-
-
-def test_what_native_code_prints_cannot_reach_the_protocol(program):
-    program(
+def test_what_native_code_prints_cannot_reach_the_protocol(monkeypatch):
+    source = (
         "import os, explorer.runtime.worker as worker\n"
         "answer = worker.answer\n"
         "def noisy(call, *others):\n"
@@ -161,6 +82,7 @@ def test_what_native_code_prints_cannot_reach_the_protocol(program):
         "worker.answer = noisy\n"
         "worker.main()"
     )
+    monkeypatch.setattr(client, "_COMMAND", (sys.executable, "-c", source))
     with Worker() as worker:
         assert worker.call(ENVIRONMENT)["onnxruntime"]
         with pytest.raises(WorkerDied, match=r"status 7 .* noise on 1 / noise on 2 / and print"):
@@ -176,9 +98,9 @@ def test_what_native_code_prints_cannot_reach_the_protocol(program):
             SessionError,
             "nowhere.onnx",
         ),
-        ("explorer.runtime.sessions:load", {"model": "m", "provider": "tpu"}, InputError, "found 'tpu'"),
+        (LOAD, {"model": "m", "provider": "tpu"}, InputError, "found 'tpu'"),
         (
-            "explorer.runtime.sessions:load",
+            LOAD,
             {"no": 1},
             WorkerError,
             "failed in the worker process with TypeError: load()",
@@ -204,11 +126,7 @@ def test_errors_keep_their_kind_and_leave_the_worker_alive(worker, function, arg
 
 
 def test_an_unknown_kind_of_error_is_a_worker_error(program):
-    program(
-        "import sys; from explorer.runtime.protocol import *\n"
-        "call = decode(sys.stdin.buffer.readline())\n"
-        "sys.stdout.buffer.write(encode(Failure(call.id, 'annotations', 'odd')))"
-    )
+    program("send(Failure(call.id, 'annotations', 'odd', USAGE, False))")
     with Worker() as worker, pytest.raises(WorkerError, match=r"^odd$"):
         worker.call("explorer.x:f")
 
@@ -223,6 +141,44 @@ def test_threads_take_turns(worker):
     assert len(answers) == 4
 
 
+def test_the_usage_of_the_last_call_is_known():
+    with Worker() as worker:
+        assert worker.usage is None
+        worker.call(ENVIRONMENT)
+        usage = worker.usage
+        assert 0 < usage.wall_s < 600
+        assert 10e6 < usage.rss_bytes <= usage.peak_rss_bytes < 10e9
+        with pytest.raises(InputError):
+            worker.call(LOAD, {"model": "m", "provider": "tpu"})
+        assert worker.usage is not usage  # a call that failed was answered, too
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_an_answer_tells_what_it_took_and_whether_cuda_still_works(monkeypatch, context, failed):
+    sent = []
+    monkeypatch.setattr(worker_program.gpu, "held_bytes", lambda: 5)
+    monkeypatch.setattr(worker_program.gpu, "has_failed", lambda: failed)
+    for function in (ENVIRONMENT, "os:getcwd"):
+        worker_program.answer(Call(1, function, {}), sent.append, context.folder, context.log_path)
+    result, failure = map(decode, sent)
+    assert isinstance(result, Result)
+    assert isinstance(failure, Failure)
+    assert (result.usage.gpu_bytes, result.last) == (failure.usage.gpu_bytes, failure.last) == (5, failed)
+
+
+def test_a_worker_that_cannot_serve_another_call_is_replaced(program):
+    program("send(Result(call.id, 1, USAGE, True)); time.sleep(60)")
+    with Worker() as worker:
+        assert worker.call("explorer.x:f") == 1
+        assert worker.pid is None
+        program("send(Failure(call.id, 'SessionError', 'CUDA failure 700', USAGE, True)); time.sleep(60)")
+        with pytest.raises(SessionError, match="CUDA failure 700"):
+            worker.call("explorer.x:f")
+        assert worker.pid is None
+        program(None)
+        assert worker.call(ENVIRONMENT)["onnxruntime"]
+
+
 def test_the_worker_ends_with_its_parent_even_in_a_native_run(endless, tmp_path):
     log_path = tmp_path / "log"
     with log_path.open("ab") as log:
@@ -231,24 +187,32 @@ def test_the_worker_ends_with_its_parent_even_in_a_native_run(endless, tmp_path)
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": str(Path(client.__file__).parents[2])},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
     with process:
-        process.stdin.write(encode(Call(1, ENVIRONMENT, {})))
+        process.stdin.write(encode(Call(1, RUN, endless)))
         process.stdin.flush()
-        assert isinstance(decode(process.stdout.readline()), Result)  # it is up
-        process.stdin.write(encode(Call(2, RUN, endless)))
-        process.stdin.flush()
-        time.sleep(0.2)
-        assert process.poll() is None
+        assert isinstance(decode(process.stdout.readline()), Progress)  # the run is about to begin
         process.stdin.close()
         assert process.wait(10) == 0
 
 
-def test_a_parent_never_imports_onnxruntime():
-    source = (
-        "import sys, explorer.runtime.client, explorer.profile\n"
-        "assert not [name for name in sys.modules if name.startswith('onnxruntime')]"
-    )
-    env = {**os.environ, "PYTHONPATH": str(Path(client.__file__).parents[2])}
-    subprocess.run([sys.executable, "-c", source], check=True, env=env)
+ROOMS = "explorer, explorer.workspace, explorer.view, explorer.report, explorer.cli, explorer.lab, explorer.runtime.gpu"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_the_notebooks_kernel_never_touches_cuda(tmp_path):
+    """Neither by importing everything nor by having work done: no module that does, and none of CUDA's libraries."""
+    source = f"""
+import re, sys
+from pathlib import Path
+import {ROOMS}
+from explorer.runtime import Worker
+with Worker() as worker:
+    worker.call({ENVIRONMENT!r})
+modules = [name for name in sys.modules if re.match("onnxruntime|cupti|cuda|torch", name)]
+maps = Path("/proc/self/maps").read_text()
+libraries = re.findall(r"\\S*lib(?:cuda|nvidia|cupti|onnxruntime)\\S*", maps)
+sys.exit(f"{{modules}} {{libraries}}" if modules or libraries else 0)
+"""
+    subprocess.run([sys.executable, "-c", source], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import time
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from explorer.errors import InputError, SessionError
-from explorer.runtime import arrays, refusals, sessions
-from explorer.runtime.context import Context
+from explorer.runtime import arrays, sessions
 
 LOAD = "explorer.runtime.sessions:load"
 RELU = "g (float[2,N] x) => (float[2,N] y) { y = Relu (x) }"
-
-
-@pytest.fixture
-def context(tmp_path):
-    log = tmp_path / "log"
-    log.touch()
-    return Context(lambda fraction, text: None, tmp_path, log)
 
 
 @pytest.fixture
@@ -170,8 +166,16 @@ class TestSeveralRuns:
         assert refusals[0] is not None
 
 
-@pytest.mark.parametrize(("kernel", "tf32"), [(0, True), (8, False)])
-def test_the_attention_kernels_and_the_rounding_that_cuda_may_use(monkeypatch, kernel, tf32):
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, {"use_tf32": "1", "sdpa_kernel": "0"}),
+        ({"sdpa_kernel": 8, "tf32": False}, {"use_tf32": "0", "sdpa_kernel": "8"}),
+        ({"cuda_graph": True}, {"use_tf32": "1", "sdpa_kernel": "0", "enable_cuda_graph": "1"}),
+    ],
+    ids=["default", "kernel and rounding", "graph"],
+)
+def test_what_cuda_is_asked_to_do(monkeypatch, options, asked):
     given = {}
 
     def session(model, options, providers, provider_options, enable_fallback):
@@ -180,8 +184,7 @@ def test_the_attention_kernels_and_the_rounding_that_cuda_may_use(monkeypatch, k
 
     monkeypatch.setattr(sessions.ort, "InferenceSession", session)
     with pytest.raises(SessionError, match="enough"):
-        sessions.Session(sessions.SessionSpec("m.onnx", "cuda", sdpa_kernel=kernel, tf32=tf32))
-    asked = {"use_tf32": "1" if tf32 else "0", "sdpa_kernel": str(kernel)}
+        sessions.Session(sessions.SessionSpec("m.onnx", "cuda", **options))
     assert given == {"CUDAExecutionProvider": asked, "CPUExecutionProvider": {}}
 
 
@@ -235,121 +238,101 @@ def test_an_empty_tensor_and_a_scalar_run(run, save_model):
     assert (y["y"].shape, y["t"].shape, float(y["t"])) == ((0,), (), 1.5)
 
 
-def test_auto_falls_back_in_words_and_cuda_says_what_to_do(context, monkeypatch):
-    monkeypatch.setattr(sessions, "cuda_obstacle", lambda context: "no NVIDIA GPU was found")
-    assert sessions.choose_provider(context, "auto") == ("cpu", "On the CPU, because no NVIDIA GPU was found.")
-    with pytest.raises(SessionError) as caught:
-        sessions.choose_provider(context, "cuda")
-    assert str(caught.value) == (
-        "Provider cuda was asked for, but no NVIDIA GPU was found; run `pip install 'onnx-attention-explorer[cuda]'` "
-        "on a machine with an NVIDIA GPU, or use provider cpu."
-    )
-    monkeypatch.setattr(sessions, "cuda_obstacle", lambda context: None)
-    assert sessions.choose_provider(context, "auto")[0] == "cuda"
-    assert sessions.choose_provider(context, "cuda") == ("cuda", "On CUDA, as asked.")
+def test_a_session_that_quietly_left_its_provider_is_refused(monkeypatch):
+    class OnTheCpu:
+        def __init__(self, *args, **options):
+            pass
 
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
 
-class FakeSession:
-    """A session that prints what onnxruntime-gpu prints where its libraries are missing, and is a CPU session."""
-
-    log = None
-    said = ""
-    providers = ("CPUExecutionProvider",)
-
-    def __init__(self, *args, **options):
-        self.log.write_text(self.said)
-
-    def get_providers(self):
-        return list(self.providers)
-
-
-@pytest.mark.parametrize(
-    ("said", "has_gpu", "obstacle"),
-    [
-        (
-            "error: libcublasLt.so.13: cannot open shared object file: No such",
-            True,
-            "CUDA's library libcublasLt.so.13 is",
-        ),
-        ("error: libcublasLt.so.13: cannot open shared object file: No such", False, "no NVIDIA GPU with a driver"),
-        ("something else", True, "could not load its CUDA libraries"),
-    ],
-)
-def test_the_obstacle_to_cuda_is_what_stands_first_in_the_way(context, monkeypatch, said, has_gpu, obstacle):
-    monkeypatch.setattr(FakeSession, "log", context.log_path)
-    monkeypatch.setattr(FakeSession, "said", said)
-    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: list(sessions.PROVIDERS.values()))
-    monkeypatch.setattr(sessions.ort, "InferenceSession", FakeSession)
-    monkeypatch.setattr(sessions, "_preload_cuda", lambda: None)
-    monkeypatch.setattr(sessions.gpu, "query", lambda: sessions.gpu.Gpu("NVIDIA H200", "580.1") if has_gpu else None)
-    assert obstacle in sessions.cuda_obstacle(context)
-    monkeypatch.setattr(FakeSession, "providers", ("CUDAExecutionProvider", "CPUExecutionProvider"))
-    assert sessions.cuda_obstacle(context) is None
-
-
-def test_a_build_without_cuda_is_an_obstacle(context, monkeypatch):
-    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    assert "built without CUDA" in sessions.cuda_obstacle(context)
-
-
-def test_a_session_that_quietly_left_its_provider_is_refused(context, monkeypatch):
-    monkeypatch.setattr(FakeSession, "log", context.log_path)
-    monkeypatch.setattr(sessions.ort, "InferenceSession", FakeSession)
+    monkeypatch.setattr(sessions.ort, "InferenceSession", OnTheCpu)
     with pytest.raises(
         SessionError, match="was to run on CUDAExecutionProvider, but its session has CPUExecutionProvider"
     ):
         sessions.Session(sessions.SessionSpec("m.onnx", "cuda"))
 
 
-@pytest.mark.parametrize(
-    ("message", "expected"),
-    [
-        (
-            "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/onnxruntime/core/graph/model.cc:256 "
-            "onnxruntime::Model::Model(onnx::ModelProto&&, const std::function<void(int)>&) "
-            "Unsupported model IR version: 99, max supported IR version: 13\n",
-            "Unsupported model IR version: 99, max supported IR version: 13",
-        ),
-        (
-            "[ONNXRuntimeError] : 1 : FAIL : /src/cuda_call.cc:129 std::conditional_t<THRW, void, Status> "
-            "onnxruntime::CudaCall(ERRTYPE, const char*) [with ERRTYPE = cudaError] "
-            "CUDA failure 2: out of memory ; GPU=0 ; hostname=secret ; file=/src/a.cc ; line=1 ; expr=cudaMalloc();",
-            "CUDA failure 2: out of memory",
-        ),
-        (
-            "[ONNXRuntimeError] : 3 : NO_SUCHFILE : Load m failed. File doesn't exist",
-            "Load m failed. File doesn't exist",
-        ),
-        (
-            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node. Name:'/a/r' "
-            "Status Message: /src/reshape.h:91 ns::ReshapeHelper(const ns::TensorShape&, bool) a == b was false. "
-            "The input tensor cannot be reshaped to the requested shape. Input shape:{32}, requested shape:{7}\n",
-            "Reshape node '/a/r': The input tensor cannot be reshaped to the requested shape. "
-            "Input shape:{32}, requested shape:{7}",
-        ),
-        (
-            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status code returned while running Gather node. "
-            "Name:'e' Status Message: indices element out of data bounds, idx=16 must be within the inclusive range "
-            "[-16,15]",
-            "Gather node 'e': indices element out of data bounds, idx=16 must be within the inclusive range [-16,15]",
-        ),
-        ("", "it gives no reason"),
-    ],
-)
-def test_reasons_lose_their_c_plus_plus(message, expected):
-    assert refusals.reason(message) == expected
+def test_what_is_bound_runs_and_its_node_times_count_from_a_known_moment(save_model, tmp_path):
+    before_ns = time.time_ns()
+    session = sessions.Session(sessions.SessionSpec(save_model(RELU), "cpu", node_times=tmp_path / "times"))
+    run = session.bind({"x": np.zeros((2, 3), np.float32)})
+    run()
+    run()
+    assert before_ns <= session.profiling_start_ns() <= time.time_ns()
+    events = json.loads(session.end_node_times().read_text())
+    assert [event["name"] for event in events].count("model_run") == 2
 
 
-def test_the_log_can_be_read_from_a_mark(context):
-    context.log_path.write_text("before")
-    mark = context.log_mark()
-    with context.log_path.open("a") as log:
-        log.write("after")
-    assert context.log_since(mark) == "after"
+class TestCudaGraphs:
+    """What is asked of ONNX Runtime; a CPU session passes over the graphs' numbers, the rest is real."""
 
+    @pytest.fixture
+    def session(self, save_model, monkeypatch):
+        session = sessions.Session(sessions.SessionSpec(save_model(RELU), "cpu"))
+        monkeypatch.setattr(session, "_spec", replace(session._spec, cuda_graph=True))
+        return session
 
-def test_the_environment_names_what_is_there(worker):
-    facts = worker.call("explorer.runtime.environment:environment")
-    assert {"onnxruntime", "python", "platform", "cpu", "providers"} <= facts.keys()
-    assert facts["providers"].endswith("CPUExecutionProvider")
-    assert all(isinstance(value, str) and value for value in facts.values())
+    @pytest.fixture
+    def runs(self, session, monkeypatch):
+        """(graph id, where its output lies afterwards) of each run."""
+        runs = []
+        run_with_iobinding = session._session.run_with_iobinding
+
+        def spy(binding, options):
+            run_with_iobinding(binding, options)
+            (output,) = binding.get_outputs()
+            runs.append((options.get_run_config_entry("gpu_graph_id"), output.data_ptr(), output.numpy().shape))
+
+        monkeypatch.setattr(session._session, "run_with_iobinding", spy)
+        return runs
+
+    def test_outputs_are_allocated_before_the_capture_and_stay_where_they_are(self, session, runs):
+        run = session.bind({"x": np.zeros((2, 3), np.float32)})
+        run()
+        run()
+        run()
+        assert [graph for graph, _, _ in runs] == ["-1", "1", "1", "1"]
+        assert len({address for _, address, _ in runs}) == 1
+
+    def test_a_session_takes_several_shapes_each_with_a_graph_of_its_own(self, session, runs):
+        for size in (3, 5):
+            run = session.bind({"x": np.zeros((2, size), np.float32)})
+            run()
+            run()
+        assert [(graph, shape) for graph, _, shape in runs] == [
+            ("-1", (2, 3)),
+            ("1", (2, 3)),
+            ("1", (2, 3)),
+            ("-1", (2, 5)),
+            ("2", (2, 5)),
+            ("2", (2, 5)),
+        ]
+
+    def test_a_run_that_fails_to_allocate_can_be_tried_again(self, session, runs, monkeypatch):
+        run = session.bind({"x": np.zeros((2, 3), np.float32)})
+        with monkeypatch.context() as patch:
+            patch.setattr(session._session, "run_with_iobinding", lambda binding, options: 1 / 0)
+            with pytest.raises(SessionError, match="division by zero"):
+                run()
+        run()
+        assert [graph for graph, _, _ in runs] == ["-1", "1"]
+
+    def test_a_run_on_other_arrays_leaves_the_graphs_alone(self, session, monkeypatch):
+        given = []
+        run_with_ort_values = session._session.run_with_ort_values
+
+        def spy(names, values, options):
+            given.append(options.get_run_config_entry("gpu_graph_id"))
+            return run_with_ort_values(names, values)
+
+        monkeypatch.setattr(session._session, "run_with_ort_values", spy)
+        np.testing.assert_array_equal(session.run({"x": np.array([[-1], [2]], np.float32)})["y"], [[0], [2]])
+        assert given == ["-1"]
+
+    def test_on_the_cpu_they_are_refused(self, save_model):
+        spec = sessions.SessionSpec(save_model(RELU), "cpu", cuda_graph=True)
+        with pytest.raises(
+            SessionError, match=r"model\.onnx was to run with CUDA graphs, but on the CPU; use provider"
+        ):
+            sessions.Session(spec)
