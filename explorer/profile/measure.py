@@ -12,31 +12,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from explorer.errors import InputError
-from explorer.profile.inspection import Inspection, inspect
+from explorer.errors import ExplorerError
+from explorer.profile import answers
+from explorer.profile.answers import Loading, Timings
 from explorer.profile.statistics import is_steady
-from explorer.profile.values import Latency, Profile, Ratio, Variant
-from explorer.runtime import arrays
+from explorer.profile.values import Latency, Measurement, Point, Ratio
+from explorer.runtime import arrays, gpu
 from explorer.runtime.arrays import Array
 from explorer.runtime.context import Context
 from explorer.runtime.environment import environment
-from explorer.runtime.sessions import SessionSpec, choose_provider, load_best
+from explorer.runtime.providers import choose_provider
+from explorer.runtime.sessions import Session, SessionSpec, load_best
 
+# Runs that do not become steady are given this many rounds and this long, whichever takes longer …
 WARMUP_ROUNDS = 20
-WARMUP_S = 20.0  # enough; a model that takes seconds a run is warm after its first ones
+WARMUP_S = 2.0
+WARMUP_LIMIT_S = 20.0  # … but no longer: a model that takes seconds a run is warm after its first ones.
+# An idle GPU's clocks take a few tenths of a second to rise; short runs look steady long before that.
+CUDA_WARMUP_S = 0.5
 # Right after another model's run the caches are that model's: a run that is bound by launching kernels then took 19 %
 # longer on an H200 (6.86 ms against 5.77 ms alone). One untimed run before the timed one takes that out.
 SETTLE_RUNS = 1
 REPORT_S = 0.25  # between two reports during the timed runs
-
-NO_FLASH_ON_CPU = (
-    "ONNX Runtime's CPU provider has no flash or cuDNN attention kernel: "
-    "this shows the structure and the time on a CPU, not what a GPU gains."
-)
-CASTS_ON_CPU = (
-    "ONNX Runtime's CPU provider puts Casts of its own around float16 nodes that it has no kernel for: "
-    "its count of Casts is about this provider only."
-)
 
 Clock = Callable[[], float]
 """Seconds, from any start."""
@@ -45,89 +42,165 @@ Clock = Callable[[], float]
 def measure(
     context: Context,
     variants: Sequence[Mapping[str, Any]],
-    feeds_npz: str,
+    feeds_npz: Sequence[str],
+    out_json: str,
     provider: str = "auto",
     runs: int = 20,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Profile `variants`, each {"name", "model", "data_folder" (optional)}, on the arrays in `feeds_npz`.
+) -> None:
+    """Time `variants` on the arrays in each file of `feeds_npz` and write `Timings` to `out_json`.
 
-    Returns a Profile as JSON. InputError when the feeds do not fit, SessionError when a variant does not load or run.
+    A variant is {"name", "model", "data_folder", "sdpa_kernel", "cuda_graph"}. One that does not load, or not run on
+    some inputs, is refused there in words. If none runs anywhere, the first refusal is raised: InputError when the
+    inputs do not fit, else SessionError.
     """
-    if not variants or runs < 1:
-        raise InputError(f"Expected at least one variant and one run, found {len(variants)} and {runs}; give both.")
-    feeds = arrays.load(feeds_npz)
     context.progress(0.0, "Looking for the execution provider")
     device, provider_note = choose_provider(context, provider)
-    names = [variant["name"] for variant in variants]
-    specs = [SessionSpec(variant["model"], device, variant.get("data_folder")) for variant in variants]
-
-    timings, warmup, steady = time_sessions(context, names, specs, feeds, runs)
-    results = []
-    for index, (name, timing) in enumerate(zip(names, timings, strict=True)):
-        context.progress(0.7 + 0.3 * index / len(names), f"Inspecting {name}")
-        results.append(_variant(name, timing, inspect(context, timing.spec, feeds, runs)))
-
-    notes = [
-        f"ONNX Runtime loads {name} only at optimization level {timing.spec.optimization}: {timing.refusal}"
-        for name, timing in zip(names, timings, strict=True)
-        if timing.refusal is not None
-    ]
-    if not steady:
-        notes.append(f"The runs were still getting faster after {warmup} rounds of warm-up: take more runs.")
-    if device == "cpu":
-        notes.append(NO_FLASH_ON_CPU)
-        if any(variant.casts_optimized > variant.casts_exported for variant in results):
-            notes.append(CASTS_ON_CPU)
-    return Profile(
-        provider=device,
+    loaded = []
+    for index, variant in enumerate(variants):
+        context.progress(0.02 + 0.13 * index / len(variants), f"Loading {variant['name']}")
+        loaded.append(load(variant, device))
+    points: list[Point] = []
+    refusals: list[ExplorerError | None] = []
+    for index, path in enumerate(feeds_npz):
+        report = Report(context, index, len(feeds_npz))
+        point, refused = measure_point(report, loaded, arrays.load(path), runs, seed, cuda=device == "cuda")
+        points.append(point)
+        refusals += refused
+    if refusals[0] is not None and None not in refusals:
+        raise refusals[0]
+    timings = Timings(
+        provider="cuda" if device == "cuda" else "cpu",
         provider_note=provider_note,
         environment=tuple(environment(context).items()),
-        shapes=tuple((name, array.shape) for name, array in feeds.items()),
-        runs=runs,
-        warmup=warmup,
-        seed=seed,
-        variants=tuple(results),
-        ratio=Ratio.of(results[0].latency, results[-1].latency, seed) if len(results) > 1 else None,
-        notes=tuple(notes),
-    ).to_json()
+        loadings=tuple(item.loading for item in loaded),
+        points=tuple(points),
+    )
+    answers.write(out_json, timings)
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """How long one model took.
+class Loaded:
+    """A variant with its session, or with the error that there is instead."""
 
-    spec     what its session was made from, with the optimization level that worked
-    refusal  why a higher level did not; None when the highest did
+    name: str
+    session: Session | ExplorerError
+    loading: Loading
+
+
+def load(variant: Mapping[str, Any], device: str) -> Loaded:
+    """The variant, loaded at the highest optimization level that works."""
+    spec = SessionSpec(
+        variant["model"],
+        device,
+        variant["data_folder"],
+        sdpa_kernel=variant["sdpa_kernel"],
+        cuda_graph=variant["cuda_graph"] and device == "cuda",
+    )
+    try:
+        session, spec, lowered = load_best(spec)
+    except ExplorerError as error:
+        return Loaded(variant["name"], error, Loading(None, spec.optimization, ""))
+    return Loaded(variant["name"], session, Loading(session.load_s, spec.optimization, lowered or ""))
+
+
+class Report:
+    """Tells the caller how far the measurements of one of several points are."""
+
+    def __init__(self, context: Context, point: int, points: int) -> None:
+        self._context, self._point, self._points = context, point, points
+        self._last_s = -REPORT_S
+
+    def __call__(self, share: float, text: str) -> None:
+        """`share` (0 to 1) of this point is done."""
+        where = f" (shape {self._point + 1} of {self._points})" if self._points > 1 else ""
+        self._context.progress(0.15 + 0.85 * (self._point + share) / self._points, text + where)
+
+    def round(self, done: int, runs: int) -> None:
+        """A timed round is over: told only now and then.
+
+        Each report wakes the parent process, which takes cycles from the run after it, and that is always the first
+        variant's: reported after every round, a model is several percent slower than itself.
+        """
+        now_s = time.monotonic()
+        if done == runs or now_s - self._last_s >= REPORT_S:
+            self._last_s = now_s
+            self(0.3 + 0.7 * done / runs, f"Timed run {done} of {runs}")
+
+
+class Runner:
+    """The runs of a variant on some inputs. Once it is refused, `refusal`, it does nothing any more.
+
+    So a variant that fails leaves the times of the others alone.
     """
 
-    spec: SessionSpec
-    refusal: str | None
-    load_s: float
-    first_run_ms: float
-    latency: Latency
+    def __init__(self, session: Session | ExplorerError, feeds: Mapping[str, Array]) -> None:
+        self.refusal: ExplorerError | None = None
+        self._run: Callable[[], object] = _nothing
+        if isinstance(session, ExplorerError):
+            self._refuse(session)
+            return
+        try:
+            self._run = session.bind(feeds)
+        except ExplorerError as error:
+            self._refuse(error)
+
+    def __call__(self) -> None:
+        try:
+            self._run()
+        except ExplorerError as error:
+            self._refuse(error)
+
+    def _refuse(self, error: ExplorerError) -> None:
+        self.refusal = type(error)(str(error))  # its traceback would hold on to the memory on the device
+        self._run = _nothing
 
 
-def time_sessions(
-    context: Context, names: Sequence[str], specs: Sequence[SessionSpec], feeds: Mapping[str, Array], runs: int
-) -> tuple[list[Timing], int, bool]:
-    """The timing of each model, the rounds of warm-up, and whether they were enough. Its sessions end with it."""
-    loaded = []
-    for index, (name, spec) in enumerate(zip(names, specs, strict=True)):
-        context.progress(0.02 + 0.18 * index / len(names), f"Loading {name}")
-        loaded.append(load_best(spec))
-    runners = [session.bind(feeds) for session, _, _ in loaded]
+def _nothing() -> None:
+    pass
 
-    context.progress(0.2, "Warming up")
-    first = take_turns(runners, 1)
-    warmup, steady = warm_up(runners)
-    settle = SETTLE_RUNS if len(runners) > 1 else 0
-    timed = take_turns(runners, runs, settle=settle, on_round=_reporter(context, runs))
-    timings = [
-        Timing(spec, refusal, session.load_s, first_ms, Latency(tuple(runs_ms)))
-        for (session, spec, refusal), (first_ms,), runs_ms in zip(loaded, first, timed, strict=True)
-    ]
-    return timings, warmup, steady
+
+def measure_point(
+    report: Report, loaded: Sequence[Loaded], feeds: Mapping[str, Array], runs: int, seed: int, *, cuda: bool
+) -> tuple[Point, list[ExplorerError | None]]:
+    """All variants on one set of inputs, and for each the error that its refusal was, if it was refused."""
+    runners = [Runner(item.session, feeds) for item in loaded]
+    first_ms = []
+    for index, (item, runner) in enumerate(zip(loaded, runners, strict=True)):
+        report(0.2 * index / len(loaded), f"First run of {item.name}")
+        first_ms += take_turns([runner], 1)[0]
+    report(0.2, "Warming up")
+    warmup, steady = warm_up(_running(runners), minimum_s=CUDA_WARMUP_S if cuda else 0.0)
+    before = gpu.state() if cuda else None
+    running = _running(runners)
+    take_turns(running, 1)  # for asking the GPU's state left it idle
+    settle = SETTLE_RUNS if len(running) > 1 else 0
+    times_ms = take_turns(running, runs, settle=settle, on_round=lambda done: report.round(done, runs))
+    after = gpu.state() if cuda else None
+
+    latencies = {id(runner): Latency(tuple(own)) for runner, own in zip(running, times_ms, strict=True)}
+    found = [latencies[id(runner)] if runner.refusal is None else None for runner in runners]
+    reference = found[0]
+    measurements = tuple(
+        Measurement(
+            variant=item.name,
+            first_run_ms=None if own is None else first,
+            latency=own,
+            ratio=Ratio.of(reference, own, seed) if index and reference is not None and own is not None else None,
+            trace=None,
+            dispatch=(),
+            refusal="" if runner.refusal is None else str(runner.refusal),
+        )
+        for index, (item, runner, first, own) in enumerate(zip(loaded, runners, first_ms, found, strict=True))
+    )
+    point = Point(
+        shapes=tuple((name, array.shape) for name, array in feeds.items()),
+        warmup=warmup,
+        steady=steady,
+        gpu=tuple(state for state in (before, after) if state is not None),
+        measurements=measurements,
+    )
+    return point, [runner.refusal for runner in runners]
 
 
 def take_turns(
@@ -144,7 +217,7 @@ def take_turns(
     done, between them and never within a time.
     """
     times_ms: list[list[float]] = [[] for _ in runners]
-    for done in range(rounds):
+    for done in range(rounds if runners else 0):
         for runner, own in zip(runners, times_ms, strict=True):
             for _ in range(settle):
                 runner()
@@ -155,49 +228,26 @@ def take_turns(
     return times_ms
 
 
-def warm_up(runners: Sequence[Callable[[], object]], *, clock: Clock = time.perf_counter) -> tuple[int, bool]:
-    """Run rounds until no runner gets faster any more, or 20 rounds or 20 s are over: (rounds run, whether steady)."""
+def warm_up(
+    runners: Sequence[Callable[[], object]], *, minimum_s: float = 0.0, clock: Clock = time.perf_counter
+) -> tuple[int, bool]:
+    """Run rounds for `minimum_s`, then until no runner gets faster any more: (rounds run, whether they are steady).
+
+    It gives up after 20 rounds and 2 s, whichever takes longer, but after 20 s at the latest.
+    """
     history: list[list[float]] = [[] for _ in runners]
-    start = clock()
-    for rounds in range(1, WARMUP_ROUNDS + 1):
+    start, rounds = clock(), 0
+    while runners:
+        rounds += 1
         for own, (latest,) in zip(history, take_turns(runners, 1, clock=clock), strict=True):
             own.append(latest)
-        if all(map(is_steady, history)):
+        elapsed_s = clock() - start
+        if elapsed_s >= minimum_s and all(map(is_steady, history)):
             return rounds, True
-        if clock() - start > WARMUP_S:
+        if elapsed_s > WARMUP_LIMIT_S or (rounds >= WARMUP_ROUNDS and elapsed_s >= WARMUP_S):
             return rounds, False
-    return WARMUP_ROUNDS, False
+    return 0, True
 
 
-def _reporter(context: Context, runs: int) -> Callable[[int], None]:
-    """Progress of the timed runs, only now and then.
-
-    Each report wakes the parent process, which takes cycles from the run after it, and that is always the first
-    variant's: reported after every round, a model is several percent slower than itself.
-    """
-    last_s = -REPORT_S
-
-    def report(done: int) -> None:
-        nonlocal last_s
-        now_s = time.monotonic()
-        if done == runs or now_s - last_s >= REPORT_S:
-            last_s = now_s
-            context.progress(0.3 + 0.4 * done / runs, f"Timed run {done} of {runs}")
-
-    return report
-
-
-def _variant(name: str, timing: Timing, seen: Inspection) -> Variant:
-    return Variant(
-        name=name,
-        latency=timing.latency,
-        load_s=timing.load_s,
-        first_run_ms=timing.first_run_ms,
-        optimization=timing.spec.optimization,
-        ops=seen.ops,
-        ops_optimized=seen.ops_optimized,
-        op_times=seen.op_times,
-        op_times_note=seen.op_times_note,
-        kernels=seen.kernels,
-        placement=seen.placement,
-    )
+def _running(runners: Sequence[Runner]) -> list[Runner]:
+    return [runner for runner in runners if runner.refusal is None]

@@ -4,7 +4,8 @@ import numpy as np
 import onnx.parser
 import pytest
 
-from explorer.profile import VariantSpec
+from explorer.model import load
+from explorer.profile import Subject
 from explorer.runtime.client import Worker
 from explorer.runtime.context import Context
 
@@ -32,19 +33,36 @@ def save_model(tmp_path):
 
 
 @pytest.fixture
-def pair(save_model):
+def make_subject(save_model):
+    """A subject with this graph, in the notation of onnx.parser."""
+
+    def make(name: str, graph: str, **options) -> Subject:
+        return Subject(name, load(save_model(name, graph)), **options)
+
+    return make
+
+
+@pytest.fixture
+def pair(make_subject):
     """Float16 attention with its softmax in float32, and without the two Casts."""
-    return [
-        VariantSpec("original", save_model("original", f"g {INPUTS} {UPCAST}")),
-        VariantSpec("fused", save_model("fused", f"g {INPUTS} {PLAIN}")),
-    ]
+    return [make_subject("original", f"g {INPUTS} {UPCAST}"), make_subject("fused", f"g {INPUTS} {PLAIN}")]
+
+
+def attention_feeds(length: int, batch: int = 1):
+    shapes = {"q": (batch, 2, length, 8), "k": (batch, 2, 8, length), "v": (batch, 2, length, 8)}
+    rng = np.random.default_rng(0)
+    return {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def make_feeds():
+    """Inputs of `pair` of any length."""
+    return attention_feeds
 
 
 @pytest.fixture
 def feeds():
-    shapes = {"q": (1, 2, 5, 8), "k": (1, 2, 8, 5), "v": (1, 2, 5, 8)}
-    rng = np.random.default_rng(0)
-    return {name: rng.standard_normal(shape).astype(np.float16) for name, shape in shapes.items()}
+    return attention_feeds(5)
 
 
 @pytest.fixture

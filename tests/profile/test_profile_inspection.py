@@ -1,97 +1,105 @@
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from profile_values import TRACE
 
-from explorer.profile import dispatch, inspection
-from explorer.profile.values import KernelDispatch, OpTime
+from explorer.errors import SessionError
+from explorer.profile import answers, codec, inspection
+from explorer.profile.answers import Regions, Traced, Traces
+from explorer.profile.ort_graph import OrtGraph, OrtNode
+from explorer.profile.recorder import NoTracer, Recorded
+from explorer.profile.recording import Recording
+from explorer.profile.values import Dispatch, Placement, Region
+from explorer.runtime import arrays
 from explorer.runtime.sessions import SessionSpec
 
-
-def kernel(op_type: str, start_us: int, duration_us: int) -> dict:
-    return {"cat": "Node", "name": "n_kernel_time", "ts": start_us, "dur": duration_us, "args": {"op_name": op_type}}
+REGION = Region("b0", (("r", "softmax"),), ("y",))
 
 
-def session(name: str, start_us: int, duration_us: int) -> dict:
-    return {"cat": "Session", "name": name, "ts": start_us, "dur": duration_us}
+@pytest.fixture
+def inspect(context, tmp_path):
+    """What `inspect` writes about a model run on vectors of these sizes."""
+
+    def run(model: str, *sizes: int, **changes) -> Traces:
+        files = []
+        for size in sizes:
+            files.append(str(tmp_path / f"{size}.npz"))
+            arrays.save(files[-1], {"x": np.ones(size, np.float32)})
+        args = {
+            "name": "relu",
+            "model": model,
+            "data_folder": None,
+            "provider": "cpu",
+            "optimization": "all",
+            "sdpa_kernel": 0,
+            "compute_capability": "",
+            "regions": codec.to_json(Regions((REGION,))),
+            "feeds_npz": files,
+            "out_json": str(tmp_path / "out.json"),
+        }
+        inspection.inspect(context, **args | changes)
+        return answers.read(tmp_path / "out.json", Traces)
+
+    return run
 
 
-def test_node_times_are_means_over_the_runs_after_the_first():
-    events = [
-        session("session_initialization", 0, 90),
-        kernel("MatMul", 110, 1000),
-        session("SequentialExecutor::Execute", 101, 1500),
-        session("model_run", 100, 1600),
-        kernel("MatMul", 2010, 10),
-        kernel("MatMul", 2020, 20),
-        kernel("Cast", 2040, 4),
-        session("model_run", 2000, 100),
-        kernel("MatMul", 3010, 20),
-        kernel("MatMul", 3030, 10),
-        kernel("Cast", 3040, 6),
-        kernel("Loop", 3000, 90),
-        {**kernel("Cast", 3050, 1000), "name": "n_fence_before"},
-        session("model_run", 3000, 100),
-    ]
-    assert inspection.op_times(events) == (OpTime("MatMul", 30.0, 2.0), OpTime("Cast", 5.0, 1.0))
+def test_a_model_is_traced_on_each_of_its_inputs(inspect, save_model):
+    model = save_model("relu", "g (float[N] x) => (float[N] y) { [r] y = Relu (x) }")
+    found = inspect(model, 3, 4)
+    assert (found.no_tracer, found.ops_optimized, found.memcpy_nodes) == ("", (("Relu", 1),), 0)
+    assert found.placement == (Placement("CPUExecutionProvider", (("Relu", 1),)),)
+    assert [traced.refusal for traced in found.traced] == ["", ""]
+    for size, traced in zip((3, 4), found.traced, strict=True):
+        assert (traced.trace.method, traced.trace.runs) == ("node-timer", inspection.TRACED_RUNS)
+        (node,) = traced.trace.nodes
+        assert (node.name, node.block, node.role, node.inputs) == ("r", "b0", "softmax", (f"float32[{size}]",))
 
 
-def test_ops_are_counted_in_subgraphs_too(save_model):
-    model = save_model(
-        "loop",
-        """g (int64 n, float[1] x) => (float[1] z) {
-             on = Constant <value = bool {1}> ()
-             y = Loop <body = b (int64 i, bool on_in, float[1] a) => (bool on_out, float[1] a_out)
-                       { on_out = Identity (on_in) a_out = Add (a, a) }> (n, on, x)
-             z = Add (y, y)
-           }""",
-    )
-    assert inspection.count_ops(model) == (("Add", 2), ("Constant", 1), ("Identity", 1), ("Loop", 1))
+def test_inputs_that_it_does_not_run_on_are_refused_alone(inspect, save_model):
+    model = save_model("add", "g (float[N] x) => (float[M] y) <float[3] c = {1, 2, 3}> { [r] y = Add (x, c) }")
+    found = inspect(model, 3, 4)
+    assert [traced.trace is None for traced in found.traced] == [False, True]
+    assert "cannot run add.onnx" in found.traced[1].refusal
 
 
-class FakeCudaSession:
-    """A session that prints its kernel choice as ONNX Runtime does: only if told to when it was created."""
+def test_a_model_that_does_not_load_is_a_session_error(inspect, save_model):
+    with pytest.raises(SessionError, match=r"cannot load bad\.onnx"):
+        inspect(save_model("bad", "g (float[N] x) => (float[N] y) { y = Nonsense (x) }"), 3)
 
-    log_path = None
 
-    def __init__(self, spec):
-        assert spec.node_times is None
-        spec.optimized_model.write_bytes(b"")
-        self.prints = os.environ.get(dispatch.DEBUG_VARIABLE) == "1"
+def test_what_the_recording_says_is_passed_on(inspect, monkeypatch):
+    node = OrtNode("a", "MultiHeadAttention", "com.microsoft", (), (), ())
+    graph = OrtGraph((node, replace(node, name="m", op_type="MemcpyToHost", domain="")), frozenset(), frozenset())
+    dispatch = Dispatch("a", "MultiHeadAttention", "fp16", "MATH", "", "It has a bias.")
+    asked = []
 
-    def run(self, feeds):
-        if self.prints:
-            with self.log_path.open("a") as log:
-                log.write(
-                    "\x1b[32mOperator=MultiHeadAttention Node=a DataType=fp16 SdpaKernel=FLASH_ATTENTION\x1b[0m\n"
-                )
-
-    def assignments(self):
-        return (
-            ("CUDAExecutionProvider", "MatMul"),
-            ("CPUExecutionProvider", "Shape"),
-            ("CUDAExecutionProvider", "Cast"),
+    def record(context, spec, feeds, runs):
+        asked.append((spec, [found["x"].shape for found in feeds], runs))
+        recording = Recording("cupti", (), (), (), (), 0, None, None, "the log")
+        return Recorded(
+            graph, (Placement("CUDAExecutionProvider", (("MultiHeadAttention", 1),)),), (recording, "Gone.")
         )
 
-
-@pytest.mark.parametrize("before", [None, "0"])
-def test_on_cuda_kernels_are_read_and_node_times_are_left_out(context, save_model, monkeypatch, before):
-    monkeypatch.delenv(dispatch.DEBUG_VARIABLE, raising=False)
-    if before is not None:
-        monkeypatch.setenv(dispatch.DEBUG_VARIABLE, before)
-    context.log_path.write_text("Operator=MultiHeadAttention Node=earlier DataType=fp16 SdpaKernel=MATH\n")
-    monkeypatch.setattr(FakeCudaSession, "log_path", context.log_path)
-    monkeypatch.setattr(inspection, "Session", FakeCudaSession)
-    model = save_model("m", "g (float[1] x) => (float[1] y) { y = Relu (x) }")
-
-    seen = inspection.inspect(context, SessionSpec(model, "cuda"), {}, runs=20)
-
-    assert seen.kernels == (KernelDispatch("a", "MultiHeadAttention", "FLASH_ATTENTION", "fp16"),)
-    assert seen.op_times == ()
-    assert "how long the host takes to launch" in seen.op_times_note
-    assert [(part.provider, part.ops) for part in seen.placement] == [
-        ("CUDAExecutionProvider", (("Cast", 1), ("MatMul", 1))),
-        ("CPUExecutionProvider", (("Shape", 1),)),
+    monkeypatch.setattr(inspection, "record", record)
+    monkeypatch.setattr(inspection, "trace_of", lambda *given: asked.append(given[1:]) or TRACE)
+    monkeypatch.setattr(inspection, "dispatches", lambda *given: asked.append(given) or (dispatch,))
+    changes = {"provider": "cuda", "optimization": "basic", "sdpa_kernel": 8, "compute_capability": "9.0"}
+    found = inspect("m.onnx", 3, 4, data_folder="weights", **changes)
+    assert found.traced == (Traced(TRACE, (dispatch,), ""), Traced(None, (), "Gone."))
+    assert (found.memcpy_nodes, dict(found.ops_optimized)) == (1, {"MultiHeadAttention": 1, "MemcpyToHost": 1})
+    assert asked == [
+        (SessionSpec("m.onnx", "cuda", "weights", "basic", sdpa_kernel=8), [(3,), (4,)], inspection.TRACED_RUNS),
+        (graph, (REGION,)),
+        (TRACE, "the log", graph, 8, "9.0"),
     ]
-    assert os.environ.get(dispatch.DEBUG_VARIABLE) == before
+
+
+def test_a_process_that_sees_no_gpu_says_so(inspect, monkeypatch):
+    def record(*_):
+        raise NoTracer("CUPTI is not there.")
+
+    monkeypatch.setattr(inspection, "record", record)
+    assert inspect("m.onnx", 3, provider="cuda") == Traces("CUPTI is not there.", (), 0, (), ())

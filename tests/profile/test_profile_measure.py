@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
-from explorer.errors import Cancelled, InputError, SessionError, WorkerDied, WorkerTimeout
-from explorer.profile import VariantSpec, measure, profile
-from explorer.runtime import sessions
-from explorer.runtime.client import Worker
+from explorer.errors import InputError, SessionError
+from explorer.profile import answers, measure
+from explorer.profile.answers import Loading, Timings
+from explorer.profile.measure import Loaded, Report, Runner
+from explorer.profile.values import Ratio
+from explorer.runtime import arrays, sessions
+from explorer.runtime.gpu import GpuState
 from explorer.runtime.sessions import Session, SessionSpec
 
 
@@ -56,145 +55,207 @@ def test_a_runner_settles_in_untimed_runs_of_its_own():
     assert times == [pytest.approx([1, 2]), pytest.approx([10, 20])]
 
 
+def test_nobody_takes_no_turns():
+    assert measure.take_turns([], 10**9) == []
+    assert measure.warm_up([]) == (0, True)
+
+
 @pytest.mark.parametrize(
-    ("a", "b", "expected"),
+    ("a", "b", "minimum_s", "expected"),
     [
-        ([1] * 20, [1] * 20, (6, True)),
-        ([1] * 20, [9, 8, 7, 6, 5, 4, 4, 4, 4, 4], (10, True)),  # it waits for the slowest to settle
-        ([1] * 20, [0.5**n for n in range(20)], (20, False)),
-        ([6000] * 20, [6000] * 20, (2, False)),  # 24 s are enough
+        ([1] * 20, [1] * 20, 0.0, (6, True)),
+        ([1] * 20, [9, 8, 7, 6, 5, 4, 4, 4, 4, 4], 0.0, (10, True)),  # it waits for the slowest to settle
+        ([110] * 20, [0.5**n for n in range(20)], 0.0, (20, False)),  # 20 rounds are enough, if they took 2 s
+        ([6000] * 20, [6000] * 20, 0.0, (2, False)),  # 24 s are enough
+        ([10] * 100, [10] * 100, 0.5, (25, True)),  # an idle device's clocks take that long to rise
+        ([0.97**n for n in range(2000)], [20] * 2000, 0.0, (99, False)),  # 2 s are enough, if they are 20 rounds
     ],
 )
-def test_warming_up_ends_when_all_are_steady_or_at_a_bound(a, b, expected):
+def test_warming_up_ends_when_all_are_steady_or_at_a_bound(a, b, minimum_s, expected):
     clock, log = FakeClock(), []
-    assert measure.warm_up([clock.runner("a", log, a), clock.runner("b", log, b)], clock=clock) == expected
+    runners = [clock.runner("a", log, a), clock.runner("b", log, b)]
+    assert measure.warm_up(runners, minimum_s=minimum_s, clock=clock) == expected
     assert log == ["a", "b"] * expected[0]
 
 
-def test_a_profile_of_two_models_on_the_cpu(worker, pair, feeds):
-    heard = []
-    result = profile(worker, pair, feeds, provider="cpu", runs=4, seed=3, on_progress=lambda *now: heard.append(now))
+class FakeSession:
+    """A session whose runs are told: each an error to raise or None."""
 
-    original, fused = result.variants
-    assert (original.name, fused.name, result.runs, result.seed) == ("original", "fused", 4, 3)
-    assert (result.provider, result.provider_note) == ("cpu", "On the CPU, as asked.")
-    assert result.shapes == (("q", (1, 2, 5, 8)), ("k", (1, 2, 8, 5)), ("v", (1, 2, 5, 8)))
-    assert original.ops == (("Cast", 2), ("MatMul", 2), ("Softmax", 1))
-    assert fused.ops == (("MatMul", 2), ("Softmax", 1))
-    assert (original.casts_exported, fused.casts_exported) == (2, 0)
-    assert original.casts_optimized == 4  # q, k, v and y: float16 MatMul has no kernel on the CPU
-    assert {time.op_type: time.count for time in original.op_times} == dict(original.ops_optimized)
-    for variant in result.variants:
-        assert len(variant.latency.runs_ms) == 4
-        assert min(variant.latency.runs_ms) > 0
-        assert variant.load_s > 0
-        assert variant.first_run_ms > 0
-        assert variant.optimization == "all"
-        assert variant.kernels == ()
-        assert [part.provider for part in variant.placement] == ["CPUExecutionProvider"]
-    assert result.ratio.value == pytest.approx(original.latency.median_ms / fused.latency.median_ms)
-    assert result.ratio.low <= result.ratio.value <= result.ratio.high
-    assert measure.NO_FLASH_ON_CPU in result.notes
-    assert measure.CASTS_ON_CPU in result.notes
-    assert dict(result.environment)["onnxruntime"]
+    load_s = 0.25
 
-    fractions = [fraction for fraction, _ in heard]
-    assert fractions == sorted(fractions)
-    texts = [text for _, text in heard]
-    for stage in ("Loading original", "Loading fused", "Warming up", "Timed run 4 of 4", "Inspecting fused"):
-        assert stage in texts
+    def __init__(self, *runs, bind=None):
+        self.runs, self.bind_error, self.ran = iter(runs), bind, 0
+
+    def bind(self, feeds):
+        if self.bind_error is not None:
+            raise self.bind_error
+        return self.run
+
+    def run(self):
+        self.ran += 1
+        error = next(self.runs, None)
+        if error is not None:
+            raise error
 
 
-def test_one_model_alone_has_no_ratio_and_float32_no_word_about_casts(worker, save_model):
-    model = save_model("relu", "g (float[N] x) => (float[N] y) { y = Relu (x) }")
-    result = profile(worker, [VariantSpec("relu", model)], {"x": np.ones(3, np.float32)}, provider="cpu", runs=1)
-    assert result.ratio is None
-    assert measure.NO_FLASH_ON_CPU in result.notes
-    assert measure.CASTS_ON_CPU not in result.notes
+def test_a_runner_that_is_refused_does_nothing_any_more():
+    session = FakeSession(None, SessionError("no memory"))
+    runner = Runner(session, {})
+    runner()
+    assert runner.refusal is None
+    runner()
+    runner()
+    assert (str(runner.refusal), type(runner.refusal), session.ran) == ("no memory", SessionError, 2)
+    assert runner.refusal.__traceback__ is None
 
 
-def test_external_data_in_another_folder_is_found_in_every_session(worker, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "w.bin").write_bytes(np.ones(4096, np.float32).tobytes())
-    weight = TensorProto(name="w", dims=[4096], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
-    weight.external_data.add(key="location", value="w.bin")
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4096]) for name in "xy")
-    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [weight])
-    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
-    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    spec = VariantSpec("m", str(tmp_path / "m.onnx"), data_folder=str(tmp_path / "data"))
-    result = profile(worker, [spec], {"x": np.zeros(4096, np.float32)}, provider="cpu", runs=1)
-    assert result.variants[0].ops_optimized == (("Add", 1),)
+def test_a_runner_is_refused_where_its_session_is_or_its_inputs_are():
+    refused = Runner(SessionError("does not load"), {})
+    refused()
+    assert str(refused.refusal) == "does not load"
+    assert str(Runner(FakeSession(bind=InputError("takes x")), {}).refusal) == "takes x"
+    with pytest.raises(ZeroDivisionError):  # a defect is no refusal
+        Runner(FakeSession(ZeroDivisionError()), {})()
 
 
-def test_the_worker_leaves_no_files(worker, pair, feeds):
-    profile(worker, pair, feeds, provider="cpu", runs=1)
-    assert [path.name for path in Path(worker._process.folder.name).iterdir()] == ["worker.log"]
+@pytest.fixture
+def loaded():
+    def make(**sessions):
+        return [Loaded(name, session, Loading(0.25, "all", "")) for name, session in sessions.items()]
+
+    return make
 
 
-def test_a_model_that_the_optimizer_breaks_is_measured_at_the_next_level(context, pair, monkeypatch):
+def test_a_variant_that_fails_leaves_the_others_untouched(context, loaded, feeds):
+    variants = loaded(
+        first=FakeSession(),
+        absent=SessionError("It does not load."),
+        early=FakeSession(SessionError("No memory.")),
+        late=FakeSession(*[None] * 12, SessionError("Gone.")),
+        last=FakeSession(),
+    )
+    point, errors = measure.measure_point(Report(context, 0, 1), variants, feeds, 5, 0, cuda=False)
+    assert [item.variant for item in point.measurements] == ["first", "absent", "early", "late", "last"]
+    assert [item.refusal for item in point.measurements] == ["", "It does not load.", "No memory.", "Gone.", ""]
+    assert [str(error) for error in errors] == ["None", "It does not load.", "No memory.", "Gone.", "None"]
+    for item in point.measurements:
+        if item.refusal:
+            assert (item.first_run_ms, item.latency, item.ratio) == (None, None, None)
+        else:
+            assert len(item.latency.runs_ms) == 5
+    assert [item.ratio is None for item in point.measurements] == [True, True, True, True, False]
+    first, last = point.of("first"), point.of("last")
+    assert last.ratio == Ratio.of(first.latency, last.latency, 0)
+    assert point.shapes == (("q", (1, 2, 5, 8)), ("k", (1, 2, 8, 5)), ("v", (1, 2, 5, 8)))
+    assert point.gpu == ()
+
+
+def test_without_the_first_there_is_no_ratio_and_without_anyone_no_warm_up(context, loaded):
+    point, _ = measure.measure_point(
+        Report(context, 0, 1), loaded(a=SessionError("No."), b=FakeSession()), {}, 1, 0, cuda=False
+    )
+    assert point.of("b").ratio is None
+    point, _ = measure.measure_point(Report(context, 0, 1), loaded(a=SessionError("No.")), {}, 10**9, 0, cuda=False)
+    assert (point.warmup, point.measurements[0].refusal) == (0, "No.")
+
+
+def test_the_gpu_is_asked_right_before_and_after_the_timed_runs(context, loaded, monkeypatch):
+    a, b = FakeSession(), FakeSession()
+    asked = []
+
+    def state():
+        asked.append((a.ran, b.ran))
+        return GpuState(1980, 1980, None, None, None, None, None, None, (), (str(len(asked)),))
+
+    monkeypatch.setattr(measure.gpu, "state", state)
+    monkeypatch.setattr(measure, "CUDA_WARMUP_S", 0.0)
+    point, _ = measure.measure_point(Report(context, 0, 1), loaded(a=a, b=b), {}, 4, 0, cuda=True)
+    warm = 1 + point.warmup
+    assert asked == [(warm, warm), (warm + 1 + 8, warm + 1 + 8)]  # one to wake up, and one to settle before each
+    assert [seen.others for seen in point.gpu] == [("1",), ("2",)]
+
+
+def heard(context):
+    said = []
+    return type(context)(lambda fraction, text: said.append((fraction, text)), context.folder, context.log_path), said
+
+
+def test_progress_tells_which_of_several_shapes_it_is(context, loaded):
+    told, said = heard(context)
+    measure.measure_point(Report(told, 1, 2), loaded(a=FakeSession()), {}, 2, 0, cuda=False)
+    assert [text for _, text in said] == [
+        "First run of a (shape 2 of 2)",
+        "Warming up (shape 2 of 2)",
+        "Timed run 1 of 2 (shape 2 of 2)",
+        "Timed run 2 of 2 (shape 2 of 2)",
+    ]
+    assert (said[0][0], said[-1][0]) == (pytest.approx(0.575), pytest.approx(1.0))
+
+
+def test_timed_runs_are_not_disturbed_by_a_report_each(context):
+    told, said = heard(context)
+    report = Report(told, 0, 1)
+    for done in range(1, 1001):
+        report.round(done, 1000)
+    assert said[0][1] == "Timed run 1 of 1000"
+    assert said[-1] == (1.0, "Timed run 1000 of 1000")
+    assert len(said) < 100
+
+
+def spec(model: str, **changes):
+    return {"name": "m", "model": model, "data_folder": None, "sdpa_kernel": 0, "cuda_graph": False} | changes
+
+
+def test_a_cuda_graph_is_for_cuda(monkeypatch):
+    made = []
+    monkeypatch.setattr(measure, "load_best", lambda spec: (made.append(spec) or FakeSession(), spec, None))
+    for device in ("cuda", "cpu"):
+        measure.load(spec("m.onnx", sdpa_kernel=8, cuda_graph=True), device)
+    assert made == [
+        SessionSpec("m.onnx", "cuda", sdpa_kernel=8, cuda_graph=True),
+        SessionSpec("m.onnx", "cpu", sdpa_kernel=8),
+    ]
+
+
+def test_a_model_that_the_optimizer_breaks_is_measured_at_the_next_level(save_model, monkeypatch):
     class Picky(Session):
         def __init__(self, spec):
-            if spec.model == pair[0].model and spec.optimization in ("all", "extended"):
+            if spec.optimization in ("all", "extended"):
                 raise SessionError(f"not at {spec.optimization}.")
             super().__init__(spec)
 
     monkeypatch.setattr(sessions, "Session", Picky)
-    session, spec, refusal = sessions.load_best(SessionSpec(pair[0].model, "cpu"))
-    assert (type(session), spec.optimization, refusal) == (Picky, "basic", "not at all.")
-    assert sessions.load_best(SessionSpec(pair[1].model, "cpu"))[1:] == (SessionSpec(pair[1].model, "cpu"), None)
+    found = measure.load(spec(save_model("relu", "g (float[1] x) => (float[1] y) { y = Relu (x) }")), "cpu")
+    assert type(found.session) is Picky
+    assert (found.loading.optimization, found.loading.lowered) == ("basic", "not at all.")
+    assert found.loading.load_s > 0
 
 
-def test_a_model_that_loads_at_no_level_gets_the_reason_of_the_first(context, save_model):
+def test_a_model_that_loads_at_no_level_has_the_reason_of_the_first(save_model):
     model = save_model("bad", "g (float[1] x) => (float16[1] y) { y = Relu (x) }")
-    with pytest.raises(SessionError, match=r"cannot load bad\.onnx: Type Error"):
-        sessions.load_best(SessionSpec(model, "cpu"))
+    found = measure.load(spec(model), "cpu")
+    assert isinstance(found.session, SessionError)
+    assert "cannot load bad.onnx: Type Error" in str(found.session)
+    assert found.loading == Loading(None, "all", "")
 
 
-@pytest.mark.parametrize(("variants", "runs"), [([], 1), ([{"name": "a", "model": "a"}], 0)])
-def test_nothing_to_measure_is_an_input_error(context, variants, runs):
-    with pytest.raises(InputError, match="at least one variant and one run"):
-        measure.measure(context, variants, "", runs=runs)
+def test_if_nothing_runs_the_first_refusal_is_raised(context, save_model, feeds, tmp_path):
+    model = save_model("relu", "g (float[N] x) => (float[N] y) { y = Relu (x) }")
+    arrays.save(tmp_path / "feeds.npz", feeds)
+    with pytest.raises(InputError, match=r"relu\.onnx takes the inputs x"):
+        measure.measure(context, [spec(model)], [str(tmp_path / "feeds.npz")], str(tmp_path / "out"), "cpu")
 
 
-STAGES = ["Loading original", "Warming up", "Timed run 1 of 3", "Inspecting fused"]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_cancel_works_at_each_stage_and_the_next_profile_succeeds(pair, feeds, stage):
-    cancel = threading.Event()
-    with Worker() as worker:
-        with pytest.raises(Cancelled):
-            profile(
-                worker,
-                pair,
-                feeds,
-                provider="cpu",
-                runs=3,
-                cancel=cancel,
-                on_progress=lambda fraction, text: cancel.set() if text == stage else None,
-            )
-        assert worker.pid is None
-        assert profile(worker, pair, feeds, provider="cpu", runs=1).runs == 1
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
-def test_a_kill_in_the_middle_is_a_message(pair, feeds):
-    with Worker() as worker:
-        with pytest.raises(WorkerDied, match="killed by SIGKILL"):
-            profile(
-                worker,
-                pair,
-                feeds,
-                provider="cpu",
-                runs=3,
-                on_progress=lambda fraction, text: (
-                    os.kill(worker.pid, signal.SIGKILL) if text == "Timed run 1 of 3" else None
-                ),
-            )
-        assert profile(worker, pair, feeds, provider="cpu", runs=1).runs == 1
-
-
-def test_a_profile_past_its_time_limit_is_stopped(pair, feeds):
-    with Worker() as worker, pytest.raises(WorkerTimeout, match="its time limit"):
-        profile(worker, pair, feeds, provider="cpu", runs=10**9, timeout_s=1.5)
+def test_timings_are_written_as_json(context, save_model, tmp_path):
+    model = save_model("relu", "g (float[N] x) => (float[N] y) { y = Relu (x) }")
+    files = []
+    for size in (3, 4):
+        files.append(str(tmp_path / f"{size}.npz"))
+        arrays.save(files[-1], {"x": np.ones(size, np.float32)})
+    out = tmp_path / "out.json"
+    measure.measure(context, [spec(model)], files, str(out), "cpu", runs=2, seed=1)
+    assert json.loads(out.read_text())["provider"] == "cpu"
+    timings = answers.read(out, Timings)
+    assert [point.shapes for point in timings.points] == [(("x", (3,)),), (("x", (4,)),)]
+    assert [len(point.measurements[0].latency.runs_ms) for point in timings.points] == [2, 2]
+    assert dict(timings.environment)["onnxruntime"]
