@@ -67,8 +67,11 @@ def assert_fuses(
 def inexpressible(meaning: Meaning, target: str) -> set[str]:
     """The codes of what keeps `target` from expressing a meaning."""
     m = meaning
+    capped = m.softcap is not None
     codes = {
-        "mha": {"softcap": m.softcap is not None},
+        "mha": {"softcap": capped},
+        "mha/bsd": {"softcap": capped},
+        "mha/bnsh": {"softcap": capped, "head-size": m.sizes["v"] != m.head_size},
         "gqa": {
             "heads": m.sizes["r"] == 1,
             "lengths": m.rows != m.keys,

@@ -8,7 +8,7 @@ from typing import get_args
 from explorer.attention import Block, Obstacle
 from explorer.errors import BlockError
 from explorer.fusion.plan import Provider, Settings
-from explorer.fusion.targets import TARGETS, Cost, Kernel, Target
+from explorer.fusion.targets import OPERATORS, TARGETS, Cost, Kernel, Target
 from explorer.model import Model
 
 _KERNEL_WORDS: dict[Kernel, str] = {
@@ -32,6 +32,12 @@ class Choice:
     words: str = ""
     cost: Cost | None = None
 
+    @property
+    def exact(self) -> str:
+        """The target of one layout that this comes to: "mha/bsd" for "mha"; the target itself if it has but one."""
+        named = "" if self.cost is None else f"{self.target.partition('/')[0]}/{self.cost.layout}"
+        return named if named in TARGETS else self.target
+
 
 def choose(model: Model, block: Block, wish: str, settings: Settings = _DEFAULT) -> Choice:
     """The target for a block: `wish`, or for "auto" the one that is fastest on the provider of `settings`.
@@ -54,8 +60,8 @@ def choose(model: Model, block: Block, wish: str, settings: Settings = _DEFAULT)
 
 
 def choices(model: Model, block: Block, settings: Settings = _DEFAULT) -> tuple[Choice, ...]:
-    """What each target by itself comes to, in the order of TARGETS."""
-    return tuple(choose(model, block, name, settings) for name in TARGETS)
+    """What each operator by itself comes to, in the order of OPERATORS."""
+    return tuple(choose(model, block, name, settings) for name in OPERATORS)
 
 
 def _choice(model: Model, block: Block, target: Target, provider: Provider) -> Choice:
@@ -72,7 +78,7 @@ def _fastest(model: Model, block: Block, provider: Provider) -> Choice:
     refused: dict[Target, tuple[Obstacle, ...]] = {}
     found: dict[Target, Cost] = {}
     unasked: list[Target] = []
-    for target in sorted(TARGETS.values(), key=lambda target: model.opset < target.min_opset):
+    for target in sorted(OPERATORS.values(), key=lambda target: model.opset < target.min_opset):
         if found and model.opset < target.min_opset:
             unasked.append(target)
         elif obstacles := target.obstacles(model, block):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 from weakref import WeakKeyDictionary
 
 import onnx_ir as ir
@@ -17,10 +18,15 @@ from explorer.model import Model
 _FREE = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout"))
 
 
+LayoutName = Literal["bsd", "bnsh"]
+"""What a form is called in the name of a target: that of the key's layout."""
+
+
 @dataclass(frozen=True, slots=True)
 class Form:
     """The layouts of query, key, value and result that go together."""
 
+    name: LayoutName
     query: Layout
     key: Layout
     value: Layout
@@ -58,7 +64,7 @@ def packed(block: Block, kv_heads: str) -> Form:
     batch, heads, rows, keys = block.batch, block.heads, block.rows, block.keys
     query, output = ((batch, rows, heads + head) for head in "HV")
     key, value = ((batch, keys, kv_heads + head) for head in "HV")
-    return Form(query, key, value, output)
+    return Form("bsd", query, key, value, output)
 
 
 def unpacked(block: Block, kv_heads: str) -> Form:
@@ -66,7 +72,7 @@ def unpacked(block: Block, kv_heads: str) -> Form:
     batch, heads, rows, keys = block.batch, block.heads, block.rows, block.keys
     query, output = ((batch, heads, rows, head) for head in "HV")
     key, value = ((batch, kv_heads, keys, head) for head in "HV")
-    return Form(query, key, value, output)
+    return Form("bnsh", query, key, value, output)
 
 
 def with_split_heads(form: Form, block: Block) -> Layout:
@@ -79,14 +85,17 @@ _KNOWN: WeakKeyDictionary[Model, dict[tuple[object, ...], Fit | tuple[Obstacle, 
 
 
 def cheapest(model: Model, block: Block, forms: Sequence[Form]) -> Fit | tuple[Obstacle, ...]:
-    """The form that costs least (of equals the first) and how the block gets into it; why not, if into none."""
+    """The form that costs least (of equals the first) and how the block gets into it; why not, if into none.
+
+    No reasons for no forms.
+    """
     known = _KNOWN.setdefault(model, {})
     key = (block.anchor, *forms, block.query, block.key, block.value, block.output, block.factor, block.sizes)
     if key not in known:
         found = [_fit(model, block, form) for form in forms]
         fits = [fit for fit in found if isinstance(fit, Fit)]
         obstacles = [reasons for reasons in found if not isinstance(reasons, Fit)]
-        known[key] = min(fits, key=lambda fit: fit.price) if fits else min(obstacles, key=len)
+        known[key] = min(fits, key=lambda fit: fit.price) if fits else min(obstacles, key=len, default=())
     return known[key]
 
 

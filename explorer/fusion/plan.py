@@ -33,7 +33,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fusion:
-    """One decision: the block with this id becomes this target operator ("mha").
+    """One decision: the block with this id becomes this target ("mha", "attention/bnsh").
 
     The rest says what the block was, so that it can be told in another model; two decisions that differ in it alone are
     equal.

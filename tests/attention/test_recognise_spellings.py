@@ -12,7 +12,7 @@ from attention_spelling import MASKS, RESULTS, SOURCES
 from hypothesis import HealthCheck, given, settings
 from hypothesis.strategies import sampled_from
 
-from explorer.fusion import TARGETS
+from explorer.fusion import OPERATORS
 
 # Random, yet the same at each run: what a run finds, every run finds
 SETTINGS = settings(
@@ -191,7 +191,7 @@ def _check(meaning: Meaning, spelling: Spelling) -> None:
 
 
 @settings(SETTINGS, max_examples=500)
-@given(case=cases(), wish=sampled_from(("auto", *TARGETS)))
+@given(case=cases(), wish=sampled_from(("auto", *OPERATORS)))
 def test_any_spelling_is_read_and_fused_rightly(case: tuple[Meaning, Spelling], wish: str) -> None:
     meaning, spelling = case
     written = write(meaning, spelling)

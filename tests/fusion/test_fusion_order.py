@@ -46,7 +46,7 @@ WEIGHTS = ", ".join(
     ]
 )
 MASKED = ("Add(l0, mask)", "Add(l1, mask)", "Identity(l2)", "Identity(l3)")
-TARGETS = ("mha", "attention")
+TARGETS = ("mha", "mha/bnsh", "attention/bsd", "attention/bnsh")
 FEEDS = {
     "h0": np.random.default_rng(0).standard_normal((2, 5, 16)).astype(np.float32),
     "mask": np.where(np.arange(5) < 4, 0, -1e4).astype(np.float32).reshape(1, 1, 1, 5).repeat(2, 0),

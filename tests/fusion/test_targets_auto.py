@@ -11,7 +11,7 @@ from target_graphs import CAUSAL, codes, fused, grouped, packed, read, unpacked
 
 from explorer.attention import Block
 from explorer.errors import BlockError
-from explorer.fusion import TARGETS, choose
+from explorer.fusion import OPERATORS, TARGETS, choose
 from explorer.fusion.choose import choices
 from explorer.fusion.plan import Settings
 from explorer.model import Model
@@ -103,7 +103,7 @@ def test_no_kernel_is_a_reason_for_auto_alone() -> None:
 
 def test_every_target_is_listed_with_its_cost_or_its_obstacles() -> None:
     model, block = packed(opset=23)
-    found = dict(zip(TARGETS, choices(model, block), strict=True))
+    found = dict(zip(OPERATORS, choices(model, block), strict=True))
     assert [name for name, choice in found.items() if choice.target == name] == ["mha", "attention"]
     assert [reason.code for reason in found["gqa"].obstacles] == ["heads", "lengths"]
     assert all((choice.cost is None) == bool(choice.obstacles) for choice in found.values())
@@ -132,5 +132,6 @@ def test_an_operator_stays_one() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(BlockError, match="auto, mha, gqa, attention, found 'flash'"):
-        choose(*packed(), "flash")
+    known = "auto, mha, gqa, attention, mha/bsd, mha/bnsh, attention/bsd, attention/bnsh"
+    with pytest.raises(BlockError, match=f"a target among {known}, found 'mha/sbd'"):
+        choose(*packed(), "mha/sbd")

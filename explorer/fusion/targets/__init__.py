@@ -5,9 +5,14 @@ from explorer.fusion.targets.gqa import GroupQueryAttention
 from explorer.fusion.targets.mha import MultiHeadAttention
 from explorer.fusion.targets.target import Cost, Kernel, Target
 
-TARGETS: dict[str, Target] = {
+OPERATORS: dict[str, Target] = {
     target.name: target for target in (MultiHeadAttention(), GroupQueryAttention(), Attention())
 }
-"""All target operators by the name used in plans and on the command line; of equals the first is preferred."""
+"""The targets that take the cheapest of their layouts, one for each operator; of equals the first is preferred."""
 
-__all__ = ["TARGETS", "Cost", "Kernel", "Target"]
+TARGETS: dict[str, Target] = OPERATORS | {
+    target.name: target for kind in (MultiHeadAttention, Attention) for target in (kind("bsd"), kind("bnsh"))
+}
+"""All targets by the name used in plans and on the command line: also those of one layout, "mha/bsd"."""
+
+__all__ = ["OPERATORS", "TARGETS", "Cost", "Kernel", "Target"]

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from explorer.attention import Block, Obstacle
 from explorer.fusion.bias import MaskWriter, hides_later_keys, other_terms
 from explorer.fusion.emit import declared
-from explorer.fusion.forms import Form, packed, unpacked
+from explorer.fusion.forms import Form, LayoutName, packed, unpacked
 from explorer.fusion.opset import raised
 from explorer.fusion.plan import Provider
 from explorer.fusion.targets import common
@@ -26,18 +26,21 @@ _ON_THE_CPU: dict[str, tuple[Kernel, ...]] = {"float32": ("cpu",), "float16": ("
 
 
 class Attention:
-    """The target "attention"."""
+    """The target "attention", or with a layout "attention/bsd" and "attention/bnsh"."""
 
-    name = "attention"
     operator = "ai.onnx.Attention"
     min_opset = 23
+
+    def __init__(self, layout: LayoutName | None = None) -> None:
+        self.layout = layout
+        self.name = common.name("attention", layout)
 
     def obstacles(self, model: Model, block: Block) -> tuple[Obstacle, ...]:
         """Why Attention cannot express `block`; empty if it can."""
         if missing := common.missing_parts(block):
             return missing
         block = common.grouped(block)
-        found = common.flaws(model, block, _forms(block), max(model.opset, self.min_opset))
+        found = common.flaws(model, block, self._forms(block), max(model.opset, self.min_opset))
         if not found and model.opset < self.min_opset:
             newer = raised(model, self.min_opset)
             found += [newer] if isinstance(newer, Obstacle) else []
@@ -46,12 +49,12 @@ class Attention:
     def cost(self, model: Model, block: Block, provider: Provider) -> Cost:
         """Layout nodes and kernels."""
         block = common.grouped(block)
-        return common.cost(model, block, _forms(block), _kernels(block, provider))
+        return common.cost(model, block, self._forms(block), _kernels(block, provider))
 
     def build(self, site: Site) -> ir.Value:
         """Write Attention with the fewest layout nodes; returns the output in the block's own layout."""
         block = common.grouped(site.block)
-        fit = common.fitted(site.model, block, _forms(block))
+        fit = common.fitted(site.model, block, self._forms(block))
         given = common.read(site, block, fit)
         inputs: list[ir.Value | None] = [*given.values]
         if other_terms(block):
@@ -75,22 +78,22 @@ class Attention:
     def words(self, model: Model, block: Block) -> str:
         """What this choice means, in a sentence."""
         block = common.grouped(block)
-        fit = common.fitted(model, block, _forms(block))
+        fit = common.fitted(model, block, self._forms(block))
         sentence = common.describe(block, fit, "ai.onnx Attention", "is_causal", "its attn_mask")
         return (
             sentence if model.opset >= self.min_opset else f"{sentence}; the model is raised to opset {self.min_opset}"
         )
+
+    def _forms(self, block: Block) -> tuple[Form, ...]:
+        """All in BSD, or all in BNSH."""
+        forms = packed(block, block.kv_heads), unpacked(block, block.kv_heads)
+        return tuple(form for form in forms if self.layout in (None, form.name))
 
 
 def _declare(value: ir.Value, dtype: ir.DataType, shape: Sequence[Dim]) -> None:
     """State the type of the value operand: ONNX's shape inference takes a last axis that it cannot tell for 0."""
     if not value.is_graph_input():
         value.type, value.shape = ir.TensorType(dtype), ir.Shape(declared(shape))
-
-
-def _forms(block: Block) -> tuple[Form, ...]:
-    """All in BSD, or all in BNSH."""
-    return packed(block, block.kv_heads), unpacked(block, block.kv_heads)
 
 
 def _kernels(block: Block, provider: Provider) -> tuple[Kernel, ...]:

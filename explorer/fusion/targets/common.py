@@ -13,7 +13,7 @@ from explorer.attention import Block, Obstacle
 from explorer.fusion.bias import expressible, hides_later_keys, other_terms, read_off_query, tells_keys
 from explorer.fusion.emit import Ruler
 from explorer.fusion.factor import apply_factor, beside
-from explorer.fusion.forms import Fit, Form, cheapest, with_split_heads
+from explorer.fusion.forms import Fit, Form, LayoutName, cheapest, with_split_heads
 from explorer.fusion.relayout import Price, feasible
 from explorer.fusion.targets.target import Cost, Kernel, Site
 from explorer.model import Model, TensorType
@@ -24,6 +24,11 @@ _BFLOAT16_OPSET = 16  # since then Where takes it
 
 _DTYPES = ("float32", "float16", "bfloat16")
 _LARGEST_HEAD = 256  # of the flash kernels
+
+
+def name(operator: str, layout: LayoutName | None) -> str:
+    """What plans call a target."""
+    return operator if layout is None else f"{operator}/{layout}"
 
 
 def missing_parts(block: Block) -> tuple[Obstacle, ...]:
@@ -98,7 +103,7 @@ def cost(model: Model, block: Block, forms: Sequence[Form], kernels: tuple[Kerne
     """What the cheapest of the forms costs; a Neg is one more node that moves data."""
     fit = fitted(model, block, forms)
     price = fit.price + Price(1, 1) if _scale(block, fit) < 0 else fit.price
-    return Cost(price.nodes, price.moves, kernels)
+    return Cost(price.nodes, price.moves, kernels, fit.form.name)
 
 
 @dataclass(frozen=True, slots=True)

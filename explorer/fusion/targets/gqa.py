@@ -15,7 +15,7 @@ import onnx_ir as ir
 from explorer.attention import Block, Obstacle
 from explorer.fusion.bias import MaskWriter, hides_later_keys, other_terms
 from explorer.fusion.emit import Ruler
-from explorer.fusion.forms import Form, packed
+from explorer.fusion.forms import Form, LayoutName, packed
 from explorer.fusion.plan import Provider
 from explorer.fusion.targets import common
 from explorer.fusion.targets.target import Cost, Kernel, Site
@@ -25,9 +25,10 @@ _HEAD_STEP = 8
 
 
 class GroupQueryAttention:
-    """The target "gqa"."""
+    """The target "gqa"; it has one layout."""
 
     name = "gqa"
+    layout: LayoutName | None = None
     operator = "com.microsoft.GroupQueryAttention"
     min_opset = common.MIN_OPSET
 

@@ -9,11 +9,13 @@ Source: ONNX Runtime's contrib operator documentation and `docs/decisions/0009-t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import onnx_ir as ir
 
 from explorer.attention import Block, Obstacle
 from explorer.fusion.bias import MaskWriter, hides_later_keys, other_terms
-from explorer.fusion.forms import Form, packed, unpacked
+from explorer.fusion.forms import Form, LayoutName, packed, unpacked
 from explorer.fusion.plan import Provider
 from explorer.fusion.targets import common
 from explorer.fusion.targets.target import Cost, Kernel, Site
@@ -24,17 +26,23 @@ _LONG = 256
 
 
 class MultiHeadAttention:
-    """The target "mha"."""
+    """The target "mha", or with a layout of key and value "mha/bsd" and "mha/bnsh"."""
 
-    name = "mha"
     operator = "com.microsoft.MultiHeadAttention"
     min_opset = common.MIN_OPSET
+
+    def __init__(self, layout: LayoutName | None = None) -> None:
+        self.layout = layout
+        self.name = common.name("mha", layout)
 
     def obstacles(self, model: Model, block: Block) -> tuple[Obstacle, ...]:
         """Why MultiHeadAttention cannot express `block`; empty if it can."""
         if missing := common.missing_parts(block):
             return missing
-        found = common.flaws(model, block, _forms(block), model.opset)
+        found = common.flaws(model, block, self._forms(block), model.opset)
+        if self.layout == "bnsh" and block.head_size != block.v_head_size:
+            sizes = f"{block.head_size}, and {block.v_head_size} for values"
+            found.append(Obstacle("head-size", block.anchor, "one head size for keys and values in BNSH", sizes))
         if block.softcap is not None:
             what = f"a cap of {block.softcap:g}"
             found.append(Obstacle("softcap", block.anchor, "no soft cap on the logits", what))
@@ -42,12 +50,12 @@ class MultiHeadAttention:
 
     def cost(self, model: Model, block: Block, provider: Provider) -> Cost:
         """Layout nodes and kernels."""
-        return common.cost(model, block, _forms(block), _kernels(block, provider))
+        return common.cost(model, block, self._forms(block), _kernels(block, provider))
 
     def build(self, site: Site) -> ir.Value:
         """Write MultiHeadAttention with the fewest layout nodes; returns the output in the block's own layout."""
         block = site.block
-        fit = common.fitted(site.model, block, _forms(block))
+        fit = common.fitted(site.model, block, self._forms(block))
         given = common.read(site, block, fit)
         inputs: list[ir.Value | None] = [*given.values]
         masked = bool(other_terms(block))
@@ -66,17 +74,16 @@ class MultiHeadAttention:
 
     def words(self, model: Model, block: Block) -> str:
         """What this choice means, in a sentence."""
-        fit = common.fitted(model, block, _forms(block))
+        fit = common.fitted(model, block, self._forms(block))
         return common.describe(block, fit, "MultiHeadAttention", "unidirectional", "an attention bias")
 
-
-def _forms(block: Block) -> tuple[Form, ...]:
-    """All in BSD, or key and value in BNSH."""
-    all_packed = packed(block, block.heads)
-    if block.head_size != block.v_head_size:
-        return (all_packed,)
-    split = unpacked(block, block.heads)
-    return all_packed, Form(all_packed.query, split.key, split.value, all_packed.output)
+    def _forms(self, block: Block) -> tuple[Form, ...]:
+        """All in BSD, or key and value in BNSH."""
+        whole, split = packed(block, block.heads), unpacked(block, block.heads)
+        forms = [whole] if self.layout != "bnsh" else []
+        if self.layout != "bsd" and block.head_size == block.v_head_size:
+            forms.append(replace(split, query=whole.query, output=whole.output))
+        return tuple(forms)
 
 
 def _kernels(block: Block, provider: Provider) -> tuple[Kernel, ...]:

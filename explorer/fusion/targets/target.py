@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from explorer.attention import Block, Obstacle
 from explorer.fusion.emit import Emitter, Shared
+from explorer.fusion.forms import LayoutName
 from explorer.fusion.plan import Provider
 from explorer.model import Model
 
@@ -40,13 +41,17 @@ class Cost:
     """Those of them that move data; a Reshape does not."""
     kernels: tuple[Kernel, ...]
     """What can compute it on the provider, the best first; empty if nothing can."""
+    layout: LayoutName
+    """The layout that this is the cost of."""
 
 
 class Target(Protocol):
     """One operator that attention can be fused to."""
 
     name: str
-    """Name in plans and on the command line."""
+    """Name in plans and on the command line: "mha", or with a layout "mha/bsd"."""
+    layout: LayoutName | None
+    """The only layout that it writes; None for the cheapest of all that the operator has."""
     operator: str
     """Full operator name, "domain.OpType"."""
     min_opset: int
