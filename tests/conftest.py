@@ -15,6 +15,12 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "sample_models")]
 SAMPLES = ROOT / "sample_models"
 
 
+@pytest.fixture(autouse=True)
+def _own_tunings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What was tuned on this machine is none of a test's business, nor the other way round."""
+    monkeypatch.setenv("ONNX_EXPLORER_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """The folder of the sample models."""

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ipywidgets as w
 
-from explorer.errors import ExplorerError, ModelError
+from explorer.errors import ExplorerError, InputError, ModelError
 from explorer.fusion.plan import Plan
-from explorer.profile import Profile
-from explorer.view import panels
-from explorer.view.controls import Controls, profile_widget
+from explorer.tune import Tuning
+from explorer.view import measured, panels
+from explorer.view.controls import Controls
 from explorer.view.figure import Selection
 from explorer.view.graph_panel import GraphPanel
 from explorer.view.jobs import Jobs, Listener, Post, Progress, Step, kernel_post
+from explorer.view.profile_panel import ProfilePanel
 from explorer.view.scene import Scene
-from explorer.view.shapes import parse_shapes
+from explorer.view.shapes import parse_field
 from explorer.view.snapshot import block_rows, casts_left, fusable_alike, scene_of, short_path, unavailable
 from explorer.view.table import table_rows
 from explorer.workspace import Workspace, open_workspace
 
-VERIFY, PROFILE = "Verification", "Measurement"
+VERIFY, PROFILE, TUNE = "Verification", "Measurement", "Tuning"
 
 
 class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
@@ -43,8 +44,9 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self._selection = Selection()
         self._scenes: dict[Plan, Scene] = {}
         self._troubles: dict[str, str] = {}
-        self._plots: dict[Profile, w.Widget] = {}
+        self._tuning: Tuning | None = None
         self._controls = Controls()
+        self._profile = ProfilePanel(self._controls)
         self._graph = GraphPanel(self._picked)
         self._jobs = Jobs(post or kernel_post(), Listener(self._show_progress, self._step_failed, self._ended))
         super().__init__(self._controls.arrange(self._graph.widget), layout=w.Layout(width="100%"))
@@ -91,6 +93,7 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             c.redo: lambda: self._change(lambda: self.workspace.redo()),
             c.verify: lambda: self._run(verify=True, profile=False),
             c.profile: lambda: self._run(verify=False, profile=True),
+            c.tune: self._tune,
             c.cancel: self._cancel,
             c.export_model: lambda: self._export(self.workspace.export, ".onnx"),
             c.export_plan: lambda: self._export(self.workspace.export_plan, ".plan.json"),
@@ -126,6 +129,7 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         self._workspace = workspace
         self._scenes.clear()
         self._troubles.clear()
+        self._tuning = None
         blocks = workspace.blocks if workspace else ()
         self._selection = Selection(block=blocks[0].id if blocks else "")
         if workspace is not None:
@@ -161,18 +165,40 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
 
     def _run(self, *, verify: bool, profile: bool) -> None:
         workspace, c = self.workspace, self._controls
-        shapes, provider, runs = parse_shapes(c.shapes.value), c.provider.value, c.runs.value
+        shapes, provider, runs, graph = parse_field(c.shapes.value), c.provider.value, c.runs.value, c.cuda_graph.value
 
         def checking(on_progress: Progress, cancel: threading.Event) -> object:
-            return workspace.verify(shapes=shapes, provider=provider, on_progress=on_progress, cancel=cancel)
+            # Of several sets of inputs the first: each would be run in float64
+            return workspace.verify(shapes=shapes[0] or None, provider=provider, on_progress=on_progress, cancel=cancel)
 
         def measuring(on_progress: Progress, cancel: threading.Event) -> object:
             return workspace.profile(
-                shapes=shapes, runs=runs, provider=provider, on_progress=on_progress, cancel=cancel
+                shapes=shapes,
+                runs=runs,
+                provider=provider,
+                cuda_graph=graph,
+                on_progress=on_progress,
+                cancel=cancel,
             )
 
         steps = [Step(VERIFY, checking, self._refresh)] if verify else []
         steps += [Step(PROFILE, measuring, self._refresh)] if profile else []
+        self._start(steps)
+
+    def _tune(self) -> None:
+        workspace, c = self.workspace, self._controls
+        (shapes, *others), provider, runs = parse_field(c.shapes.value), c.provider.value, c.runs.value
+        if others:
+            raise InputError("expected one set of input shapes to tune for, found several: give one size, not a range")
+
+        def tuning(on_progress: Progress, cancel: threading.Event) -> None:
+            self._tuning = workspace.tune(
+                shapes=shapes, runs=runs, provider=provider, on_progress=on_progress, cancel=cancel
+            )
+
+        self._start([Step(TUNE, tuning, self._refresh)])
+
+    def _start(self, steps: Sequence[Step]) -> None:
         for step in steps:
             self._troubles.pop(step.name, None)
         self._jobs.start(steps)
@@ -226,7 +252,7 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         reasons = unavailable(workspace, self._selection.block)
         buttons = {
             "Fuse": c.fuse, "Fuse all": c.fuse_all, "Undo": c.undo, "Redo": c.redo, "Verify": c.verify,
-            "Profile": c.profile, "Export model": c.export_model, "Export plan": c.export_plan,
+            "Profile": c.profile, "Tune": c.tune, "Export model": c.export_model, "Export plan": c.export_plan,
         }  # fmt: skip
         for name, button in buttons.items():
             button.disabled, button.tooltip = name in reasons, reasons.get(name, name)
@@ -236,9 +262,10 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         c.hint.value = panels.unavailable({name: reasons[name] for name in ("Fuse", "Fuse all") if name in reasons})
         self._refresh_work()
         if workspace is None:
-            c.about.value = c.details.value = c.counts.value = c.numbers.value = c.measured.value = ""
+            c.about.value = c.details.value = c.counts.value = c.numbers.value = ""
             c.table.rows = []
-            self._refresh_plot(None)
+            self._profile.show(None, "", "")
+            self._refresh_tuning("")
             return
         scene = self._scene()
         labels = {block.id: block.label for block in workspace.blocks}
@@ -249,13 +276,16 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
         c.table.rows = table_rows(block_rows(workspace, casts_left(scene)))
         c.table.selected = self._selection.block
         c.details.value = self._details(workspace, scene)
-        nothing = "" if workspace.plan.fusions else "Nothing is fused yet: fuse a block, and it is checked at once."
-        c.numbers.value = self._result(VERIFY, panels.verdict(workspace.verdict, labels, nothing))
-        nothing = (
-            "" if workspace.plan.fusions else "Fuse a block to compare, or press Profile to measure the model as it is."
-        )
-        c.measured.value = self._result(PROFILE, panels.profile(workspace.last_profile, nothing))
-        self._refresh_plot(workspace.last_profile)
+        anything, running = bool(workspace.plan.fusions), self._jobs.running
+        nothing = "Nothing is fused yet: fuse a block, and it is checked at once."
+        if anything:
+            nothing = "" if running else "Not compared yet: press Verify."
+        c.numbers.value = self._trouble(VERIFY) + panels.verdict(workspace.verdict, labels, nothing)
+        nothing = "Fuse a block to compare, or press Profile to measure the model as it is."
+        if anything:
+            nothing = "" if running else "Not measured yet: press Profile."
+        self._profile.show(workspace.last_profile, self._trouble(PROFILE), nothing)
+        self._refresh_tuning(measured.tuning(self._tuning or workspace.tuning))
 
     def _details(self, workspace: Workspace, scene: Scene) -> str:
         block = next((item for item in workspace.blocks if item.id == self._selection.block), None)
@@ -270,24 +300,20 @@ class Explorer(w.VBox):  # type: ignore[misc]  # ipywidgets is untyped
             place = [f"One of {family}."] if len(family.blocks) > 1 else []
             place += [f"It stands in the body of {body}."] if body else []
             if target := workspace.plan.target(block.id):
-                place.append(f"It has become {workspace.choices(block.id)[target].words}.")
+                place.append(f"It has become {workspace.choice(block.id, target).words}.")
             return panels.block(block, workspace.status(block.id), offers, workspace.obstacles(block.id), place)
         node = scene.node(self._selection.node)
         if node is not None:
             return panels.node(node, scene.info)
         return panels.nothing_selected(bool(workspace.blocks))
 
-    def _refresh_plot(self, profile: Profile | None) -> None:
-        # A plot of its own for each profile: nothing to update, and undo shows the one that was there before.
-        if profile is not None and profile not in self._plots:
-            self._plots[profile] = profile_widget(profile)
-        shown = () if profile is None else (self._plots[profile],)
-        if self._controls.plot.children != shown:
-            self._controls.plot.children = shown
+    def _refresh_tuning(self, shown: str) -> None:
+        c = self._controls
+        c.tuned.value = self._trouble(TUNE) + shown
+        c.tuning.layout.display = None if c.tuned.value else "none"
 
-    def _result(self, name: str, shown: str) -> str:
-        trouble = self._troubles.get(name)
-        return panels.message(trouble) + shown if trouble else shown
+    def _trouble(self, name: str) -> str:
+        return panels.message(self._troubles.get(name, ""))
 
     # What the work beside the kernel says
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ipywidgets as w
 import plotly.graph_objects as go
 
-from explorer.profile import Profile
+from explorer.profile import Point, Profile
 from explorer.view import figure
-from explorer.view.profile_figure import profile_layout, profile_traces
+from explorer.view.profile_figure import point_layout, point_traces
+from explorer.view.sweep_figure import sweep_layout, sweep_traces
 from explorer.view.table import BlockTable
 
 TARGETS = (
@@ -34,6 +36,10 @@ def _text(label: str, placeholder: str, width: str) -> w.Text:
     )
 
 
+def _checkbox(label: str) -> w.Checkbox:
+    return w.Checkbox(description=label, indent=False, layout=w.Layout(width="auto"))
+
+
 def _card(*children: w.Widget, flex: str = "1 1 360px", **layout: Any) -> w.VBox:
     box = w.VBox(children, layout=w.Layout(flex=flex, min_width="0", **layout))
     box.add_class("explorer-card")
@@ -46,9 +52,19 @@ def _row(*children: w.Widget, **layout: Any) -> w.Box:
     )
 
 
-def profile_widget(profile: Profile) -> go.FigureWidget:
-    """The plot of a profile."""
-    plot = go.FigureWidget(data=list(profile_traces(profile)), layout=profile_layout(profile))
+def point_widget(profile: Profile, point: Point) -> go.FigureWidget:
+    """The plot of one point of a profile."""
+    return _plot(point_traces(profile, point), point_layout(profile, point))
+
+
+def sweep_widget(profile: Profile) -> go.FigureWidget | None:
+    """The plot of latency over the size that varies; None if there is no such size."""
+    traces = sweep_traces(profile)
+    return _plot(traces, sweep_layout(profile)) if traces else None
+
+
+def _plot(traces: Sequence[figure.Trace], layout: dict[str, Any]) -> go.FigureWidget:
+    plot = go.FigureWidget(data=list(traces), layout=layout)
     plot._config = {**(plot._config or {}), **figure.CONFIG, "scrollZoom": False, "displayModeBar": False}
     return plot
 
@@ -82,7 +98,9 @@ class Controls:
     details: w.HTML = field(default_factory=w.HTML)
 
     shapes: w.Text = field(
-        default_factory=lambda: _text("Input shapes", "automatic, or x=2x938x100 time=2x64", "260px")
+        default_factory=lambda: _text(
+            "Input shapes", "automatic, or x=2x938x100 time=2x64, or x=2x256..4096x100", "320px"
+        )
     )
     provider: w.Dropdown = field(
         default_factory=lambda: w.Dropdown(
@@ -104,6 +122,8 @@ class Controls:
     )
     verify: w.Button = field(default_factory=lambda: _button("Verify", "check"))
     profile: w.Button = field(default_factory=lambda: _button("Profile", "clock-o"))
+    cuda_graph: w.Checkbox = field(default_factory=lambda: _checkbox("CUDA graphs, too"))
+    tune: w.Button = field(default_factory=lambda: _button("Tune", "sliders"))
     progress: w.FloatProgress = field(
         default_factory=lambda: w.FloatProgress(
             min=0.0, max=1.0, bar_style="info", layout=w.Layout(width="140px", visibility="hidden")
@@ -114,14 +134,20 @@ class Controls:
 
     numbers: w.HTML = field(default_factory=w.HTML)
     measured: w.HTML = field(default_factory=w.HTML)
-    plot: w.VBox = field(default_factory=lambda: w.VBox(layout=w.Layout(min_width="0", overflow="auto")))
-
-    export_path: w.Text = field(default_factory=lambda: _text("Export to", "path of the new .onnx file", "320px"))
-    replace: w.Checkbox = field(
-        default_factory=lambda: w.Checkbox(
-            description="Replace existing file", indent=False, layout=w.Layout(width="auto")
+    point: w.Dropdown = field(
+        default_factory=lambda: w.Dropdown(
+            description="In detail",
+            style={"description_width": "initial"},
+            layout=w.Layout(width="auto", display="none"),
         )
     )
+    plot: w.VBox = field(default_factory=lambda: w.VBox(layout=w.Layout(min_width="0", overflow="auto")))
+
+    tuned: w.HTML = field(default_factory=w.HTML)
+    tuning: w.VBox = field(default_factory=w.VBox)
+
+    export_path: w.Text = field(default_factory=lambda: _text("Export to", "path of the new .onnx file", "320px"))
+    replace: w.Checkbox = field(default_factory=lambda: _checkbox("Replace existing file"))
     export_model: w.Button = field(default_factory=lambda: _button("Export model", "download"))
     export_plan: w.Button = field(default_factory=lambda: _button("Export plan", "file-text-o"))
 
@@ -140,9 +166,11 @@ class Controls:
             ],
             layout=w.Layout(flex="2 1 360px", min_width="0", grid_gap="8px"),
         )
+        self.tuning.children = (_card(w.HTML("<h3>Tuning</h3>"), self.tuned, flex="0 0 auto"),)
         running = _row(
-            self.verify, self.profile, self.shapes, self.provider, self.runs, self.progress, self.doing, self.cancel
-        )
+            self.verify, self.profile, self.tune, self.shapes, self.provider, self.runs, self.cuda_graph,
+            self.progress, self.doing, self.cancel,
+        )  # fmt: skip
         return (
             _row(self.path, self.open),
             self.about,
@@ -156,9 +184,10 @@ class Controls:
             w.Box(
                 [
                     _card(w.HTML("<h3>Numbers</h3>"), self.numbers),
-                    _card(w.HTML("<h3>Profile</h3>"), self.measured, self.plot),
+                    _card(w.HTML("<h3>Profile</h3>"), self.point, self.plot, self.measured, flex="2 1 560px"),
                 ],
                 layout=w.Layout(display="flex", flex_flow="row wrap", grid_gap="8px", align_items="stretch"),
             ),
+            self.tuning,
             _row(self.export_path, self.replace, self.export_model, self.export_plan),
         )

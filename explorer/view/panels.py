@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from explorer.attention.block import Block, Obstacle
 from explorer.model.describe import GraphInfo, NodeInfo
-from explorer.profile import Profile
 from explorer.verify.verdict import Verdict
 from explorer.view import theme, words
-from explorer.view.profile_figure import time_note
 from explorer.view.text import as_html
 
 
@@ -131,39 +129,16 @@ def verdict(result: Verdict | None, labels: Mapping[str, str], nothing: str) -> 
         f"Ran on {result.provider}, first with {words.shapes(result.shapes)}",
         *words.cases(result),
     )
-    table = _table(("compared", "original", "fused", "allowed", "verdict", "worst at"), rows)
+    rows_of = table(("compared", "original", "fused", "allowed", "verdict", "worst at"), rows)
     symbol = "✓" if result.passed else "✕"
     judged = f'<p class="explorer-verdict explorer-{kind}">{symbol} {as_html(words.verdict_line(result))}</p>'
     advice = f"<p>{as_html(result.suggestion)}</p>" if result.suggestion else ""
-    return f"{judged}{advice}{table}{notes((*about, *result.notes))}"
+    return f"{judged}{advice}{rows_of}{notes((*about, *result.notes))}"
 
 
-def profile(result: Profile | None, nothing: str) -> str:
-    """The measurement: the ratio, then latency, Casts and kernels of both models, and what they do and do not show."""
-    if result is None:
-        return f"<p>{as_html(nothing)}</p>"
-    rows = [
-        (
-            variant.name,
-            f"{variant.latency.median_ms:.2f} ms",
-            f"{variant.latency.q1_ms:.2f} – {variant.latency.q3_ms:.2f}",
-            f"{variant.casts_exported} → {variant.casts_optimized}",
-            words.kernels(variant),
-        )
-        for variant in result.variants
-    ]
-    table = _table(("model", "median", "middle half", "Casts: file → as ORT runs it", "attention kernel"), rows)
-    about = (
-        result.provider_note,
-        f"{result.runs} runs each, in turns, {words.shapes(result.shapes)}",
-        time_note(result),
-    )
-    line = f'<p class="explorer-verdict">{as_html(words.profile_line(result))}</p>'
-    return f"{line}{table}{notes((*about, *result.notes))}"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells under a header."""
     head = "".join(f"<th scope='col'>{as_html(name)}</th>" for name in columns)
     body = "".join(f"<tr>{''.join(f'<td>{as_html(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    table = f"<table class='explorer-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f"<div class='explorer-scroll'>{table}</div>"
+    found = f"<table class='explorer-table'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div class='explorer-scroll'>{found}</div>"

@@ -1,34 +1,66 @@
-"""Profile → plotly traces: latency with its spread, and time by operator before and after. Pure."""
+"""Profile → plotly traces of one point: latency with its spread, and time by operator before and after. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
-from explorer.profile import Profile, Variant
+from explorer.profile import Latency, Point, Profile, words
+from explorer.profile.tables import MOST_OPERATORS, Traced, rank_operators, traced
 from explorer.view.figure import FONT, Trace
 from explorer.view.text import as_plot
 from explorer.view.theme import HOVER, LABEL
 
-COLORS = ("#7b8494", "#1a7f37")
-"""Before and after; told apart by the order of the bars too."""
-MOST_OPERATORS = 10
+COLORS = ("#7b8494", "#1a7f37", "#2b6cb8", "#c8480b", "#8250df", "#0b7a75")
+"""Of the variants, in their order; told apart by the order of the bars too."""
+OTHERS, UNATTRIBUTED = "others", "not attributed"
 HEIGHT = 340
 WIDTH = 540
 """Fixed: a plot that is made while its card is not yet on the page cannot ask how wide the card is."""
 
 
-def profile_traces(profile: Profile) -> tuple[Trace, ...]:
-    """Latency of each model, then, where they can be had, the times of its operators."""
-    operators = top_operators(profile)
-    models = list(zip(profile.variants, COLORS, strict=False))
-    latency = [_latency(variant, color) for variant, color in models]
-    return (*latency, *(_times(variant, color, operators) for variant, color in models if operators))
+def point_traces(profile: Profile, point: Point) -> tuple[Trace, ...]:
+    """Latency of each variant that ran, then, where they were traced, the times of the operators."""
+    color = colors(profile)
+    latency = [_latency(item.variant, item.latency, color[item.variant]) for item in point.measurements if item.latency]
+    shown = traced(profile, point)
+    ranked = rank_operators([item.trace for item in shown])
+    return (*latency, *(_times(item, ranked, color[item.name]) for item in shown))
 
 
-def profile_layout(profile: Profile) -> dict[str, Any]:
+def point_layout(profile: Profile, point: Point) -> dict[str, Any]:
     """Layout: latency on the left, operators on the right where there are any, else latency alone."""
-    both = bool(top_operators(profile))
-    axis = {"gridcolor": "rgba(127,127,127,0.25)", "zeroline": False, "automargin": True, "fixedrange": True}
+    shown = traced(profile, point)
+    kind = words.kind_of_time(item.trace for item in shown)
+    return base_layout() | {
+        "barmode": "group",
+        "boxmode": "group",
+        "xaxis": {**axis(), "domain": [0, 0.24 if shown else 1], "showticklabels": len(point.measurements) < 3},
+        "yaxis": {**axis(), "rangemode": "tozero", "title": {"text": "latency, ms"}},
+        "xaxis2": {
+            **axis(),
+            "domain": [0.56, 1],
+            "anchor": "y2",
+            "visible": bool(shown),
+            "title": {"text": f"{kind} in one run, ms"},
+        },
+        "yaxis2": {**axis(), "anchor": "x2", "autorange": "reversed", "visible": bool(shown), "type": "category"},
+    }
+
+
+def colors(profile: Profile) -> dict[str, str]:
+    """The colour of each variant."""
+    return {variant.name: color for variant, color in zip(profile.variants, cycle(COLORS), strict=False)}
+
+
+def axis() -> dict[str, Any]:
+    """What all axes have in common."""
+    return {"gridcolor": "rgba(127,127,127,0.25)", "zeroline": False, "automargin": True, "fixedrange": True}
+
+
+def base_layout() -> dict[str, Any]:
+    """What all plots of a profile have in common."""
     return {
         "height": HEIGHT,
         "width": WIDTH,
@@ -36,40 +68,14 @@ def profile_layout(profile: Profile) -> dict[str, Any]:
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": FONT, "size": 12},
-        "barmode": "group",
-        "boxmode": "group",
         "hoverlabel": {"bgcolor": HOVER, "font": {"color": LABEL}},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {**axis, "domain": [0, 0.24 if both else 1]},
-        "yaxis": {**axis, "rangemode": "tozero", "title": {"text": "latency, ms"}},
-        "xaxis2": {
-            **axis,
-            "domain": [0.56, 1],
-            "anchor": "y2",
-            "visible": both,
-            "title": {"text": "time in one run, ms"},
-        },
-        "yaxis2": {**axis, "anchor": "x2", "autorange": "reversed", "visible": both, "type": "category"},
     }
 
 
-def top_operators(profile: Profile) -> tuple[str, ...]:
-    """Operators by the larger of their times before and after, at most ten; none where such times cannot be had."""
-    most: dict[str, float] = {}
-    for variant in profile.variants:
-        for time in variant.op_times:
-            most[time.op_type] = max(most.get(time.op_type, 0.0), time.time_us)
-    return tuple(sorted(most, key=lambda name: (-most[name], name))[:MOST_OPERATORS])
-
-
-def time_note(profile: Profile) -> str:
-    """Why there is no time by operator, or how it was measured."""
-    return " ".join(dict.fromkeys(variant.op_times_note for variant in profile.variants if variant.op_times_note))
-
-
-def _latency(variant: Variant, color: str) -> Trace:
-    runs = list(variant.latency.runs_ms)
-    name = as_plot(variant.name)
+def _latency(variant: str, latency: Latency, color: str) -> Trace:
+    runs = list(latency.runs_ms)
+    name = as_plot(variant)
     return {
         "type": "box",
         "name": name,
@@ -84,10 +90,16 @@ def _latency(variant: Variant, color: str) -> Trace:
     }
 
 
-def _times(variant: Variant, color: str, operators: tuple[str, ...]) -> Trace:
-    known = {time.op_type: time for time in variant.op_times}
-    name = as_plot(variant.name)
-    shown = [(operator, known.get(operator)) for operator in operators]
+def _times(item: Traced, ranked: Sequence[str], color: str) -> Trace:
+    """A bar for each of the operators that take longest anywhere, one for the others, one for what is nobody's."""
+    known = {time.op_type: (time.time_us, f"{time.count:.0f} nodes") for time in item.trace.ops}
+    shown = [(operator, *known.get(operator, (0.0, "none"))) for operator in ranked[:MOST_OPERATORS]]
+    if rest := ranked[MOST_OPERATORS:]:
+        there = [known[operator][0] for operator in rest if operator in known]
+        shown.append((OTHERS, sum(there), f"{len(there)} operators"))
+    if item.trace.unattributed_us:
+        shown.append((UNATTRIBUTED, item.trace.unattributed_us, words.share(item.trace.unattributed_share, 1)))
+    name = as_plot(item.name)
     return {
         "type": "bar",
         "orientation": "h",
@@ -96,14 +108,9 @@ def _times(variant: Variant, color: str, operators: tuple[str, ...]) -> Trace:
         "showlegend": False,
         "xaxis": "x2",
         "yaxis": "y2",
-        "y": [as_plot(operator) for operator, _ in shown],
-        "x": [time.time_us / 1000 if time else 0.0 for _, time in shown],
-        "hovertext": [
-            f"{as_plot(operator)}, {name}: {time.time_us / 1000:.3f} ms, {time.count:.0f} nodes"
-            if time
-            else f"{as_plot(operator)}, {name}: none"
-            for operator, time in shown
-        ],
+        "y": [as_plot(operator) for operator, _, _ in shown],
+        "x": [time_us / 1000 for _, time_us, _ in shown],
+        "hovertext": [f"{as_plot(operator)}, {name}: {words.us(time_us)}, {of}" for operator, time_us, of in shown],
         "hoverinfo": "text",
         "marker": {"color": color},
     }

@@ -1,19 +1,15 @@
-"""The shapes field: "x=2x938x100 mask=2x938" → shapes by input name."""
+"""The shapes field: "x=2x938x100 mask=2x938" is one set of shapes, "x=2x256..4096x100" several."""
 
 from __future__ import annotations
 
-from explorer.errors import InputError
+from explorer.profile import parse_shapes
+
+Shapes = dict[str, tuple[int, ...]]
 
 
-def parse_shapes(text: str) -> dict[str, tuple[int, ...]] | None:
-    """Read the field; None if it is empty (then the explorer chooses). InputError says what it could not read."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for part in text.replace(",", " ").split():
-        name, equals, dims = part.rpartition("=")
-        sizes = dims.lower().split("x")
-        if not equals or not name or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-            raise InputError(
-                f'Expected shapes like "x=2x938x100", found "{part}": write NAME=SIZExSIZE, one space apart.'
-            )
-        shapes[name] = tuple(map(int, sizes))
-    return shapes or None
+def parse_field(text: str) -> tuple[Shapes, ...]:
+    """The sets of shapes that the field asks for, one that fixes nothing if it is empty.
+
+    InputError says what it could not read.
+    """
+    return parse_shapes(text.replace(",", " ").split())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from explorer.attention.block import Block
 from explorer.model.describe import describe
+from explorer.profile.words import ROLES
 from explorer.view import theme, words
 from explorer.view.scene import LAYOUT, Region, Scene, scene
 from explorer.workspace import Workspace
@@ -19,12 +20,12 @@ def scene_of(workspace: Workspace) -> Scene:
 
 def _region(workspace: Workspace, block: Block) -> Region:
     nodes = workspace.nodes_of(block.id)
-    roles = {node.name: words.ROLES[node.role] for node in block.region}
+    roles = {node.name: ROLES[node.role] for node in block.region}
     for key in nodes:
         # What replaced a block: the operator itself, and the nodes that bring its operands into shape.
         if key not in roles:
             fused = theme.category(workspace.current.node(key).op_type) == "Attention"
-            roles[key] = words.ROLES["fused"] if fused else LAYOUT
+            roles[key] = ROLES["fused"] if fused else LAYOUT
     return Region(block.id, block.label, workspace.status(block.id), nodes, roles)
 
 
@@ -53,13 +54,16 @@ def fusable_alike(workspace: Workspace | None, selected: str) -> int:
 def unavailable(workspace: Workspace | None, selected: str) -> dict[str, str]:
     """For each action that cannot be taken now, the reason."""
     if workspace is None:
-        names = ("Fuse", "Fuse all", "Undo", "Redo", "Verify", "Profile", "Export model", "Export plan")
+        names = ("Fuse", "Fuse all", "Undo", "Redo", "Verify", "Profile", "Tune", "Export model", "Export plan")
         return dict.fromkeys(names, "No model is open.")
     reasons: dict[str, str] = {}
     if why := _not_fusable(workspace, selected):
         reasons["Fuse"] = why
     if not any(workspace.status(block.id) == "fusable" for block in workspace.blocks):
         reasons["Fuse all"] = "No block is left to fuse." if workspace.blocks else "This model has no attention block."
+    planned = workspace.plan.blocks
+    if not any(block.id in planned or workspace.status(block.id) == "fusable" for block in workspace.blocks):
+        reasons["Tune"] = "There is no block that can be fused."
     if not workspace.can_undo:
         reasons["Undo"] = "Nothing was done yet."
     if not workspace.can_redo:

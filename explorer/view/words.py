@@ -5,27 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from explorer.attention.block import Block, Obstacle, Operand, layout_name
-from explorer.profile import Profile, Variant
 from explorer.verify.verdict import Comparison, Verdict
 
 COUNTED = ("Cast", "Softmax", "MatMul", "Transpose")
 """The operators whose numbers a fusion is about."""
-
-ROLES = {
-    "qk": "Q·Kᵀ",
-    "cast": "cast",
-    "scale": "scale",
-    "mask": "mask",
-    "softcap": "soft cap",
-    "softmax": "softmax",
-    "guard": "NaN guard",
-    "pv": "P·V",
-    "layout": "layout",
-    "merge": "merge heads",
-    "repeat": "repeat heads",
-    "shape": "sizes",
-    "fused": "fused attention",
-}
 
 
 def number(value: float | int | None) -> str:
@@ -157,28 +140,6 @@ def comparison(item: Comparison, labels: Mapping[str, str]) -> tuple[str, str, s
 
 def _error(relative: float, nonfinite: int) -> str:
     return f"{relative:.1e}" + (f" ({nonfinite} not finite)" if nonfinite else "")
-
-
-def profile_line(profile: Profile) -> str:
-    """The ratio in one sentence, honest about its interval."""
-    ratio = profile.ratio
-    if ratio is None:
-        return "One model was measured, so there is no ratio."
-    interval = f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
-    if ratio.low > 1:
-        return f"Fused is {ratio.value:.2f}× as fast as the original ({interval})."
-    if ratio.high < 1:
-        return f"Fused is slower here: {ratio.value:.2f}× the speed of the original ({interval})."
-    return f"No measurable difference: ratio {ratio.value:.2f}, {interval}."
-
-
-def kernels(variant: Variant) -> str:
-    """Which attention kernels were dispatched, and how often."""
-    tally: dict[str, int] = {}
-    for kernel in variant.kernels:
-        name = f"{kernel.operator}: {kernel.kernel} ({kernel.dtype})"
-        tally[name] = tally.get(name, 0) + 1
-    return ", ".join(f"{name} × {count}" for name, count in tally.items()) or "none reported"
 
 
 def shapes(items: Sequence[tuple[str, tuple[int, ...]]]) -> str:

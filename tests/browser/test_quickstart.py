@@ -17,13 +17,18 @@ def opened(page, lab, theme="JupyterLab Light"):
     notebook = Notebook(page, lab, "notebooks/01_quickstart.ipynb", theme)
     notebook.run_all()
     page.locator(".explorer-graph .js-plotly-plot .textpoint").first.wait_for(timeout=LONG)
-    page.get_by_text("passed 4 → 0 Casts").wait_for(timeout=LONG)  # the last cell: from here on the kernel is idle
+    expect(page.get_by_text("passed 4 → 0 Casts")).to_be_attached(timeout=LONG)
+    page.get_by_text("The device in one traced run").wait_for(timeout=LONG)  # the last cell: now the kernel is idle
     page.locator(".onnx-explorer").scroll_into_view_if_needed()
     return notebook
 
 
 def picture(page, name):
-    page.locator(".onnx-explorer").screenshot(path=ARTIFACTS / f"{name}.png")
+    view(page).screenshot(path=ARTIFACTS / f"{name}.png")
+
+
+def view(page):
+    return page.locator(".onnx-explorer")  # what the notebook prints says much of the same
 
 
 def row(page, label):
@@ -68,11 +73,11 @@ def test_open_select_fuse_verify_profile_undo_export(page, lab):
     expect(row(page, label)).to_contain_text("fused")
     expect(page.get_by_role("group", name="Operators before and after")).to_contain_text("4 → 2")
     expect(page.get_by_text("Passed: all")).to_be_visible(timeout=LONG)
-    expect(page.get_by_text("95 % interval")).to_be_visible(timeout=LONG)
+    expect(view(page).get_by_text("95 % interval")).to_be_visible(timeout=LONG)
     page.get_by_role("button", name=re.compile("Fuse all$")).click()
     expect(page.get_by_text("Passed: all 3")).to_be_visible(timeout=LONG)
-    expect(page.get_by_text("95 % interval")).to_be_visible(timeout=LONG)
-    page.locator(".onnx-explorer .js-plotly-plot .bars").first.wait_for()
+    expect(view(page).get_by_text("95 % interval")).to_be_visible(timeout=LONG)
+    page.locator(".onnx-explorer .js-plotly-plot .bars").first.wait_for(timeout=LONG)
     picture(page, "2-fused")
 
     rows = page.evaluate(
@@ -110,8 +115,8 @@ def test_dark_narrow_and_a_model_that_cannot_be_opened(page, lab):
     opened(page, lab, "JupyterLab Dark")
     page.get_by_role("button", name=re.compile("Fuse all$")).click()
     expect(page.get_by_text("Passed: all")).to_be_visible(timeout=LONG)
-    expect(page.get_by_text("95 % interval")).to_be_visible(timeout=LONG)
-    page.locator(".onnx-explorer .js-plotly-plot .bars").first.wait_for()
+    expect(view(page).get_by_text("95 % interval")).to_be_visible(timeout=LONG)
+    page.locator(".onnx-explorer .js-plotly-plot .bars").first.wait_for(timeout=LONG)
     picture(page, "3-dark")
     page.set_viewport_size({"width": 900, "height": 3000})
     picture(page, "4-narrow")
@@ -124,3 +129,35 @@ def test_dark_narrow_and_a_model_that_cannot_be_opened(page, lab):
     page.get_by_role("button", name="Open").click()
     expect(page.get_by_text("bert_fp32.onnx ·")).to_be_visible()
     picture(page, "6-bert")
+
+
+def test_profile_over_lengths_then_tune(page, lab):
+    page.set_viewport_size({"width": 1400, "height": 4200})
+    opened(page, lab)
+    page.get_by_role("button", name=re.compile("Fuse all$")).click()
+    expect(view(page).get_by_text("95 % interval")).to_be_visible(timeout=LONG)
+    page.get_by_label("Runs").fill("3")
+    page.get_by_label("Runs").press("Tab")
+    page.get_by_label("Input shapes").fill("x=2x16..64x100")
+    page.get_by_role("button", name="Profile").click()
+    expect(view(page).get_by_text("Median latency over inputs")).to_be_visible(timeout=LONG)
+    # The graph, all lengths, one of them
+    expect(page.locator(".onnx-explorer .js-plotly-plot")).to_have_count(3, timeout=LONG)
+    expect(page.get_by_text("x 2×64×100, time 2×8", exact=False).last).to_be_visible()
+    page.get_by_label("In detail").select_option("x 2×16×100, time 2×8")
+    expect(page.locator(".explorer-notes", has_text="x 2×16×100, time 2×8")).to_be_visible()
+    page.locator("details summary", has_text="Time by operator").click()
+    expect(page.get_by_role("cell", name="not attributed to a node")).to_be_visible()
+    picture(page, "7-lengths")
+
+    # One size to tune for; what is tried can be stopped.
+    page.get_by_role("button", name="Tune").click()
+    expect(page.get_by_role("alert").filter(has_text="one set of input shapes")).to_be_visible()
+    page.get_by_label("Input shapes").fill("x=2x32x100")
+    page.get_by_role("button", name="Tune").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Cancelled")).to_be_visible(timeout=LONG)
+    page.get_by_role("button", name="Tune").click()
+    expect(page.get_by_role("heading", name="The whole model")).to_be_visible(timeout=LONG)
+    expect(page.get_by_role("heading", name=re.compile("attn0…attn1, one cut out"))).to_be_visible()
+    picture(page, "8-tuned")

@@ -62,7 +62,7 @@ def worker() -> Iterator[Worker]:
 @pytest.fixture
 def run(worker: Worker, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """Run a command; usage errors come back as an outcome too."""
-    for module in ("explorer.cli", "explorer.workspace"):
+    for module in ("explorer.cli.profile", "explorer.cli.verify", "explorer.workspace.workspace"):
         monkeypatch.setattr(f"{module}.Worker", lambda: Shared(worker))
 
     def run(*arguments: object) -> Outcome:

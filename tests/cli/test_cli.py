@@ -11,7 +11,6 @@ from attention_graphs import Meaning, Spelling, render
 from cli_models import BLOCK_FIELDS, blocked, document, no_attention, two_blocks
 
 import explorer
-from explorer import cli
 
 
 class TestUsage:
@@ -70,7 +69,7 @@ class TestUsage:
         def interrupt(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "open_workspace", interrupt)
+        monkeypatch.setattr("explorer.cli.scan.open_workspace", interrupt)
         assert run("scan", write()).sentence == "stopped"
 
 
@@ -131,7 +130,7 @@ class TestBadModels:
 
 class TestScan:
     @pytest.mark.parametrize("sample", ["f5_dit_fp16", "f5_dit_fp16_two_casts", "bert_fp32", "gpt_fp32"])
-    def test_the_document_has_the_fields_of_the_issue(self, run, samples, sample):
+    def test_the_document_has_its_documented_fields(self, run, samples, sample):
         outcome = run("scan", samples / f"{sample}.onnx", "--json")
         assert (outcome.status, outcome.err) == (0, "")
         found = document(outcome)
@@ -344,7 +343,7 @@ class TestFuse:
         assert onnx.load(out).graph.node
 
     def test_without_verification(self, run, write, tmp_path, failing, monkeypatch):
-        monkeypatch.setattr("explorer.workspace.verify", lambda *_, **__: pytest.fail("verified"))
+        monkeypatch.setattr("explorer.workspace.workspace.verify", lambda *_, **__: pytest.fail("verified"))
         outcome = run("fuse", write(), "-o", tmp_path / "out.onnx", "--no-verify")
         assert outcome.status == 0
         assert (tmp_path / "out.onnx").exists()

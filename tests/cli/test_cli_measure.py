@@ -86,60 +86,6 @@ class TestVerify:
         assert "'nope'" in run("verify", path, path, "--shape", "nope=1").sentence
 
 
-class TestProfile:
-    def test_one_model(self, run, write):
-        outcome = run("profile", write(), "--runs", "2", "--provider", "cpu", "--json")
-        assert (outcome.status, outcome.err) == (0, "")
-        found = document(outcome)
-        assert found["provider"] == "cpu"
-        assert found["runs"] == 2
-        assert [variant["name"] for variant in found["variants"]] == ["model"]
-        assert found["ratio"] is None
-
-    def test_two_models(self, run, write, tmp_path):
-        path, out = write(), tmp_path / "fused.onnx"
-        run("fuse", path, "-o", out, "--no-verify")
-        found = document(run("profile", path, out, "--runs", "2", "--json"))
-        assert [variant["name"] for variant in found["variants"]] == ["model", "fused"]
-        assert found["ratio"]["low"] <= found["ratio"]["value"] <= found["ratio"]["high"]
-        outcome = run("profile", path, out, "--runs", "2", "--provider", "cpu")
-        assert outcome.status == 0
-        for words in ("On CPU", "median", "model / fused", "ms", "Casts"):
-            assert words in outcome.out
-
-    def test_two_models_of_one_name(self, run, write, tmp_path):
-        path = write()
-        (tmp_path / "b").mkdir()
-        other = shutil.copy(path, tmp_path / "b" / "model.onnx")
-        found = document(run("profile", path, other, "--runs", "1", "--json"))
-        names = [variant["name"] for variant in found["variants"]]
-        assert len(set(names)) == 2
-
-    def test_shapes(self, run, write):
-        path = write(render(Meaning(), Spelling()))
-        found = document(run("profile", path, "--runs", "1", "--shape", "q=1x7x16", "--json"))
-        assert found["shapes"] == {"q": [1, 7, 16], "k": [1, 7, 16], "v": [1, 7, 16]}
-
-    @pytest.mark.parametrize("shape", ["q=1x7x17", "q=1x7", "q=0x7x16", "q=-1x7x16", "nope=3", "q="])
-    def test_a_shape_that_does_not_fit(self, run, write, shape):
-        outcome = run("profile", write(render(Meaning(), Spelling())), "--shape", shape)
-        assert outcome.status in (1, 2)
-        assert outcome.out == ""
-        assert "expected" in outcome.err
-        assert "Traceback" not in outcome.err
-
-    @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="CUDA may work here")
-    def test_cuda_where_there_is_none(self, run, write):
-        for command in (["profile", write()], ["verify", write(), write()]):
-            sentence = run(*command, "--provider", "cuda").sentence
-            assert "cuda" in sentence.lower()
-            assert "cpu" in sentence.lower()
-
-    def test_models_that_take_different_inputs(self, run, write):
-        sentence = run("profile", write(), write(no_attention(), "other.onnx"), "--runs", "1").sentence
-        assert "inputs" in sentence
-
-
 class TestSamples:
     def test_all_are_copied(self, run, samples, tmp_path):
         outcome = run("samples", tmp_path / "s")

@@ -9,84 +9,8 @@ import pytest
 from cli_models import blocked, no_attention, two_blocks
 
 from explorer import report
-from explorer.profile import KernelDispatch, Latency, OpTime, Profile, Ratio, Variant
 from explorer.verify import CaseVerdict, Comparison, Errors, Verdict
 from explorer.workspace import FuseReport, open_workspace
-
-
-def variant(name: str, times: tuple[float, ...], casts: int, **changes: object) -> Variant:
-    values = {
-        "name": name,
-        "latency": Latency(times),
-        "load_s": 0.25,
-        "first_run_ms": 12.5,
-        "optimization": "all",
-        "ops": (("MatMul", 4), ("Cast", casts)),
-        "ops_optimized": (("MatMul", 4),),
-        "op_times": (OpTime("MatMul", 1500.0, 4),) if "op_times" not in changes else (),
-        "op_times_note": "per node on the host",
-        "kernels": (),
-        "placement": (),
-    }
-    return Variant(**{**values, **changes})
-
-
-def profile(*variants: Variant, **changes: object) -> Profile:
-    values = {
-        "provider": "cpu",
-        "provider_note": "On the CPU, as asked.",
-        "environment": (("onnxruntime", "1.2.3"), ("cpu", "Some CPU"), ("gpu", "Some GPU")),
-        "shapes": (("x", (2, 938, 100)),),
-        "runs": 3,
-        "warmup": 1,
-        "seed": 0,
-        "variants": variants,
-        "ratio": Ratio.of(variants[0].latency, variants[-1].latency, 0) if len(variants) > 1 else None,
-        "notes": ("a note",),
-    }
-    return Profile(**{**values, **changes})
-
-
-BOTH = (variant("original", (4.0, 4.0, 4.0), 4), variant("fused", (2.0, 2.0, 2.0), 0))
-
-
-class TestProfile:
-    def test_the_text_names_everything_measured(self):
-        text = report.profile_text(profile(*BOTH))
-        for words in (
-            "On CPU (Some CPU)",
-            "1.2.3",
-            "x 2×938×100",
-            "4.00 ms",
-            "2.00 ms",
-            "2.00×",
-            "On the CPU, as asked.",
-        ):
-            assert words in text
-        assert "original / fused" in text
-        assert "note: a note" in text
-        assert text.count("note: per node on the host") == 1
-        assert "MatMul 1.50 ms" in text
-
-    def test_casts_of_each_model(self):
-        lines = report.profile_text(profile(*BOTH)).splitlines()
-        (row,) = [line for line in lines if line.startswith("original ") and "ms" in line and "by operator" not in line]
-        assert row.split()[-2:] == ["4", "0"]
-
-    def test_one_model_has_no_ratio(self):
-        text = report.profile_text(profile(BOTH[0]))
-        assert " / " not in text
-        assert "fused" not in text
-
-    def test_kernels_that_ran(self):
-        kernels = (KernelDispatch("n0", "MultiHeadAttention", "FLASH_ATTENTION", "fp16"),) * 2
-        fused = variant("fused", (2.0, 2.0, 2.0), 0, kernels=kernels)
-        text = report.profile_text(profile(BOTH[0], fused, provider="cuda"))
-        assert text.count("MultiHeadAttention ran as FLASH_ATTENTION (fp16)") == 1
-        assert "On CUDA (Some GPU)" in text
-
-    def test_unknown_devices(self):
-        assert "unknown device" in report.profile_text(profile(BOTH[0], environment=()))
 
 
 def comparison(name: str, block: str, fused: float | Errors) -> Comparison:

@@ -10,6 +10,8 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
+import sample_profiles
+import sample_tunings
 from onnx import TensorProto, helper
 
 from explorer.attention.block import Block, Mask, Obstacle, Operand, RegionNode, Step, View
@@ -20,7 +22,8 @@ from explorer.fusion.plan import Plan
 from explorer.model.describe import GraphInfo, describe
 from explorer.model.model import Model
 from explorer.model.types import infer_types
-from explorer.profile import KernelDispatch, Latency, OpTime, Profile, Ratio, Variant
+from explorer.profile import Profile
+from explorer.tune import Tuning
 from explorer.verify.verdict import CaseVerdict, Comparison, Errors, Verdict
 
 HOSTILE = '<img src=x onerror="window.hacked=1"><b>$x$</b>\u202e'
@@ -120,27 +123,6 @@ def verdict(passed: bool = True, block_id: str = "", name: str = "n1_sum") -> Ve
     return Verdict((case, short), "cpu", ("fp16 numerics not shown",))
 
 
-def profile(**changes: Any) -> Profile:
-    """A profile of both models on the CPU."""
-    exported, after_fusion = (("MatMul", 10), ("Cast", 4)), (("MatMul", 6), ("MultiHeadAttention", 2))
-    note = "Host time of ORT's profile."
-    before = Variant(
-        "original", Latency((4.0, 4.2, 4.1, 5.0)), 0.1, 9.0, "ENABLE_ALL", exported, exported,
-        (OpTime("MatMul", 900.0, 10), OpTime("Cast", 500.0, 4)), note, (), (),
-    )  # fmt: skip
-    after = Variant(
-        "fused", Latency((2.0, 2.2, 2.1, 2.5)), 0.1, 9.0, "ENABLE_ALL", after_fusion, after_fusion,
-        (OpTime("MatMul", 500.0, 6), OpTime("MultiHeadAttention", 300.0, 2)), note,
-        (KernelDispatch("mha", "MultiHeadAttention", "MATH", "fp16"),), (),
-    )  # fmt: skip
-    values: dict[str, Any] = {
-        "provider": "cpu", "provider_note": "Ran on the CPU: no CUDA device was found.", "environment": (),
-        "shapes": (("x", (2, 4, 8, 8)),), "runs": 4, "warmup": 1, "seed": 0, "variants": (before, after),
-        "ratio": Ratio(1.95, 1.8, 2.1), "notes": ("A CPU run shows structure, not fp16 numerics.",),
-    }  # fmt: skip
-    return Profile(**{**values, **changes})
-
-
 @dataclass
 class FakeWorkspace:
     """Two blocks (or more) that fuse by name; results are canned. Some may be blocked, or unlike the `other`s."""
@@ -154,6 +136,9 @@ class FakeWorkspace:
     log: list[str] = field(default_factory=list)
     gate: threading.Event | None = None
     failure: Exception | None = None
+    measured: Profile = field(default_factory=lambda: sample_profiles.on_cpu())
+    tuning: Tuning | None = None
+    settings: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.blocks = tuple(
@@ -207,8 +192,10 @@ class FakeWorkspace:
         blocked = self._index(block_id) in self.blocked
         return (Obstacle("rank", "somewhere", "a rank of 4", "a rank of 5", "reshape it"),) if blocked else ()
 
-    def choice(self, block_id: str) -> Choice:
-        return Choice("mha", (), f"the fastest for {HOSTILE}")
+    def choice(self, block_id: str, target: str = "auto") -> Choice:
+        if target != "auto":
+            return Choice(target, (), "the standard one")
+        return Choice("mha", (), f"{'measured' if self.tuning else 'the fastest'} for {HOSTILE}")
 
     def choices(self, block_id: str) -> dict[str, Choice]:
         capped = Obstacle("softcap", HOSTILE, "no soft cap", HOSTILE)
@@ -268,10 +255,17 @@ class FakeWorkspace:
         return result
 
     def verify(self, *, on_progress: Any, cancel: Any, **settings: Any) -> Verdict:
+        self.settings.append(settings)
         return self._work("verdict", verdict(block_id=self.blocks[0].id), on_progress, cancel)
 
     def profile(self, *, on_progress: Any, cancel: Any, **settings: Any) -> Profile:
-        return self._work("profile", profile(), on_progress, cancel)
+        self.settings.append(settings)
+        return self._work("profile", self.measured, on_progress, cancel)
+
+    def tune(self, *, on_progress: Any, cancel: Any, **settings: Any) -> Tuning:
+        self.settings.append(settings)
+        self.tuning = self._work("tuning", sample_tunings.tuning(), on_progress, cancel)
+        return self.tuning
 
     def export(self, path: Path, overwrite: bool = False) -> Path:
         if path.exists() and not overwrite:

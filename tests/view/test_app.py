@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+import sample_profiles
 from fake import HOSTILE, FakeWorkspace
 
 from explorer.errors import BlockError, ModelError, SessionError
@@ -60,7 +61,7 @@ def test_fuse_changes_graph_counts_and_table_at_once_then_verifies_and_profiles(
     settle(app, post)
     assert app.workspace.log == ["verdict", "profile"]
     assert "Passed" in c.numbers.value
-    assert "1.95×" in c.measured.value
+    assert "fused is 2.01× as fast as original" in c.measured.value
     assert len(c.plot.children) == 1
     assert c.progress.layout.visibility == "hidden"
 
@@ -146,7 +147,8 @@ def test_the_user_can_cancel(post):
     settle(app, post)
     assert c.doing.value == "Cancelled"
     assert c.cancel.disabled
-    assert "Passed" not in c.numbers.value
+    assert c.numbers.value == "<p>Not compared yet: press Verify.</p>"
+    assert c.measured.value == "<p>Not measured yet: press Profile.</p>"
     c.verify.click()
     app.workspace.gate.set()
     settle(app, post)
@@ -266,9 +268,9 @@ def test_wrong_shapes_are_answered_in_place(post):
     app, c = explorer(post)
     c.fuse.click()
     settle(app, post)
-    c.shapes.value = "x=2x"
+    c.shapes.value = "x=2xa"
     c.profile.click()
-    assert "NAME=SIZE" in c.message.value
+    assert "NAME=" in c.message.value
 
 
 def test_a_model_without_attention(post):
@@ -296,3 +298,88 @@ def test_the_selected_block_stays_where_it_was_when_the_graph_changes(post):
     c.fuse_all.click()
     assert app._graph._scene.halo(block).y0 - app._graph._window.top == pytest.approx(offset)
     settle(app, post)
+
+
+def test_a_profile_over_several_inputs_shows_all_and_one_in_detail(post):
+    app, c = explorer(post, measured=sample_profiles.sweep())
+    c.shapes.value = "x=2x256..1024x100"
+    c.cuda_graph.value = True
+    c.profile.click()
+    settle(app, post)
+    (asked,) = app.workspace.settings
+    assert [dict(shapes)["x"] for shapes in asked["shapes"]] == [(2, 256, 100), (2, 512, 100), (2, 1024, 100)]
+    assert asked["cuda_graph"] is True
+    assert c.point.layout.display is None
+    assert [name for name, _ in c.point.options] == ["x 2×256×100", "x 2×512×100", "x 2×1024×100"]
+    assert c.point.value == 2, "the last one"
+    assert "is 2.00× as fast" in c.measured.value
+    over, last = c.plot.children
+    assert over.layout.xaxis.type == "log"
+    c.point.value = 0
+    assert "slower here: 0.50×" in c.measured.value
+    assert c.plot.children[0] is over
+    assert c.plot.children[1] is not last
+    c.point.value = 2
+    assert c.plot.children == (over, last)
+
+
+def test_a_profile_of_one_input_needs_no_choice(post):
+    app, c = explorer(post)
+    c.profile.click()
+    settle(app, post)
+    assert c.point.layout.display == "none"
+    assert len(c.plot.children) == 1
+
+
+def test_the_model_is_verified_on_the_first_of_several_inputs(post):
+    app, c = explorer(post)
+    c.shapes.value = "x=2x256..512x100"
+    c.fuse.click()
+    settle(app, post)
+    checked, measured = app.workspace.settings
+    assert checked["shapes"] == {"x": (2, 256, 100)}
+    assert len(measured["shapes"]) == 2
+
+
+def test_tune_shows_what_was_tried_and_what_fastest_means_now(post):
+    app, c = explorer(post)
+    assert c.tuning.layout.display == "none"
+    assert "the fastest for" in c.details.value
+    c.tune.click()
+    settle(app, post)
+    assert app.workspace.log == ["tuning"]
+    assert c.tuning.layout.display is None
+    assert "Best: 1 block as mha/bsd" in c.tuned.value
+    assert "measured for" in c.details.value
+
+
+def test_tuning_can_be_cancelled_and_fails_in_its_place(post):
+    app, c = explorer(post)
+    app.workspace.gate = threading.Event()
+    c.tune.click()
+    assert not c.cancel.disabled
+    c.cancel.click()
+    settle(app, post)
+    assert c.doing.value == "Cancelled"
+    assert c.tuning.layout.display == "none"
+    app.workspace.gate = None
+    app.workspace.failure = SessionError(f"expected a model that loads, found {HOSTILE}")
+    c.tune.click()
+    settle(app, post)
+    assert "Expected a model that loads" in c.tuned.value
+    assert "<img" not in c.tuned.value
+    assert c.tuning.layout.display is None
+
+
+def test_one_tunes_for_one_size(post):
+    app, c = explorer(post)
+    c.shapes.value = "x=2x256..1024x100"
+    c.tune.click()
+    assert "one set of input shapes" in c.message.value
+    assert app.workspace.log == []
+
+
+def test_a_model_whose_blocks_cannot_be_fused_cannot_be_tuned(post):
+    _, c = explorer(post, blocked=frozenset({0, 1}))
+    assert c.tune.disabled
+    assert c.tune.tooltip == "There is no block that can be fused."

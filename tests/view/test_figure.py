@@ -2,16 +2,17 @@
 
 import json
 import re
-from dataclasses import replace
 
 import plotly.graph_objects as go
 import pytest
-from fake import HOSTILE, FakeWorkspace, graph_info, profile
+import sample_profiles
+from fake import HOSTILE, FakeWorkspace, graph_info
 
 from explorer.view import theme
 from explorer.view.figure import CHANGING, CONFIG, EMPTY, ROWS, Selection, Window, layout, picture, window_at
-from explorer.view.profile_figure import profile_layout, profile_traces, top_operators
+from explorer.view.profile_figure import COLORS, point_layout, point_traces
 from explorer.view.snapshot import scene_of
+from explorer.view.sweep_figure import sweep_layout, sweep_traces
 
 
 def traces(workspace, selection=Selection()):  # noqa: B008
@@ -44,7 +45,9 @@ def test_plotly_accepts_every_trace_and_the_layouts():
     workspace = FakeWorkspace(2)
     figure = go.Figure(data=list(traces(workspace).values()), layout=layout(Window(0, ROWS), 0.0))
     assert len(figure.data) == len(traces(workspace))
-    go.Figure(data=list(profile_traces(profile())), layout=profile_layout(profile()))
+    swept = sample_profiles.sweep()
+    go.Figure(data=list(point_traces(swept, swept.points[0])), layout=point_layout(swept, swept.points[0]))
+    go.Figure(data=list(sweep_traces(swept)), layout=sweep_layout(swept))
 
 
 def test_statuses_differ_in_symbol_line_and_colour():
@@ -136,21 +139,10 @@ def test_colours_reach_aa_in_both_themes(color):
     assert contrast(color, theme.DARK) >= 3
 
 
-@pytest.mark.parametrize("color", [theme.EDGE, theme.SELECTION])
+@pytest.mark.parametrize("color", [theme.EDGE, theme.SELECTION, *COLORS])
 def test_lines_stand_out_in_both_themes(color):
     assert contrast(color, theme.LIGHT) >= 3
     assert contrast(color, theme.DARK) >= 3
-
-
-def test_the_profile_shows_latency_and_operator_times():
-    drawn = profile_traces(profile())
-    assert [trace["type"] for trace in drawn] == ["box", "box", "bar", "bar"]
-    assert top_operators(profile()) == ("MatMul", "Cast", "MultiHeadAttention")
-    assert drawn[2]["x"] == [0.9, 0.5, 0.0]
-    assert drawn[3]["x"] == [0.5, 0.0, 0.3]
-    silent = tuple(replace(variant, op_times=()) for variant in profile().variants)
-    assert [trace["type"] for trace in profile_traces(profile(variants=silent))] == ["box", "box"]
-    assert not profile_layout(profile(variants=silent))["xaxis2"]["visible"]
 
 
 def test_the_scene_knows_where_a_node_belongs():

@@ -5,13 +5,13 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
-from fake import HOSTILE, block, graph_info, profile, verdict
+from fake import HOSTILE, block, graph_info, verdict
 
 from explorer.attention.block import Factor, Mask, MaskTerm, Obstacle, Operand, Role, View
 from explorer.errors import InputError
-from explorer.profile import Ratio
+from explorer.profile.words import ROLES
 from explorer.view import panels, words
-from explorer.view.shapes import parse_shapes
+from explorer.view.shapes import parse_field
 from explorer.view.table import COLUMNS, table_rows
 from explorer.view.text import as_html, as_plot, middle, tail
 
@@ -60,7 +60,7 @@ def test_an_element_type_of_the_softmax_that_takes_no_casts():
 
 
 def test_every_role_has_a_word():
-    assert set(get_args(Role)) <= {*words.ROLES}
+    assert set(get_args(Role)) <= {*ROLES}
 
 
 def test_obstacles_name_the_place():
@@ -90,29 +90,6 @@ def test_the_verdict_is_judged_in_a_sentence():
     assert words.verdict_line(verdict(passed=False)).startswith("Failed: 2 of 2")
     assert words.comparison(verdict().blocks[0], {"": "attn0"})[-2:] == ("✓ pass", "seed 0")
     assert "explorer-failed" in panels.verdict(verdict(passed=False), {}, "")
-
-
-@pytest.mark.parametrize(
-    ("ratio", "start"),
-    [
-        (Ratio(2, 1.9, 2.1), "Fused is 2.00× as fast"),
-        (Ratio(1, 0.9, 1.1), "No measurable"),
-        (Ratio(0.5, 0.4, 0.6), "Fused is slower"),
-        (None, "One model"),
-    ],
-)
-def test_the_ratio_is_honest_about_its_interval(ratio, start):
-    assert words.profile_line(profile(ratio=ratio)).startswith(start)
-
-
-def test_the_profile_says_where_it_ran_and_what_it_does_not_show():
-    shown = panels.profile(profile(), "")
-    assert "no CUDA device was found" in shown
-    assert "A CPU run shows structure" in shown
-    assert "MultiHeadAttention: MATH (fp16) × 1" in shown
-    assert "4 → 4" in shown
-    assert "Host time of ORT&#x27;s profile." in shown
-    assert panels.profile(None, "not <yet>") == "<p>not &lt;yet&gt;</p>"
 
 
 def tags(text):
@@ -152,7 +129,6 @@ def test_panels_escape_everything_of_a_model():
         panels.node(info.nodes[0], info),
         panels.about(HOSTILE, info, 2, (HOSTILE,)),
         panels.verdict(verdict(block_id=HOSTILE, name=HOSTILE), {}, ""),
-        panels.profile(profile(provider_note=HOSTILE, shapes=((HOSTILE, (1,)),)), ""),
         panels.message(HOSTILE),
         panels.unavailable({HOSTILE: HOSTILE}),
         panels.counts({HOSTILE: 1}, {HOSTILE + "2": 2}),
@@ -194,8 +170,11 @@ def test_escaping():
 
 
 def test_the_shapes_field():
-    assert parse_shapes("  ") is None
-    assert parse_shapes("x=2x938x100, mask=2x938") == {"x": (2, 938, 100), "mask": (2, 938)}
-    for wrong in ("x", "x=", "=2", "x=2xa", "x=0"):
-        with pytest.raises(InputError, match="NAME=SIZE"):
-            parse_shapes(wrong)
+    assert parse_field("  ") == ({},)
+    assert parse_field("x=2x938x100, mask=2x938") == ({"x": (2, 938, 100), "mask": (2, 938)},)
+    assert parse_field("x=2x256..1024x100 time=2x64") == tuple(
+        {"x": (2, size, 100), "time": (2, 64)} for size in (256, 512, 1024)
+    )
+    for wrong in ("x", "=2", "x=2xa", "x=0", "x=9..3"):
+        with pytest.raises(InputError, match="NAME="):
+            parse_field(wrong)

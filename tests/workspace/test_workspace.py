@@ -47,7 +47,7 @@ print(json.dumps({
     "imported": [name for name in names if name in sys.modules],
     "blocks": len(ws.blocks), "fused": len(ws.plan.fusions), "passed": ws.verdict.passed,
     "variants": [variant.name for variant in ws.last_profile.variants],
-    "x": dict(ws.last_profile.shapes)["x"], "history": ws.history,
+    "x": dict(ws.last_profile.points[0].shapes)["x"], "history": ws.history,
 }))
 ws.close()
 """

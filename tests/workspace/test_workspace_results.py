@@ -120,7 +120,7 @@ class TestVerdictsAndProfiles:
         assert verdict.blocks == ()
         profile = ws.profile(shapes=SHAPES, runs=1)
         assert [variant.name for variant in profile.variants] == ["original"]
-        assert profile.ratio is None
+        assert profile.points[0].of("original").ratio is None
 
     def test_profile_of_both(self, workspace):
         ws = workspace()
@@ -129,8 +129,9 @@ class TestVerdictsAndProfiles:
         profile = ws.profile(runs=2, on_progress=lambda fraction, text: seen.append(fraction))
         assert [variant.name for variant in profile.variants] == ["original", "fused"]
         assert profile.runs == 2
-        assert dict(profile.shapes)["q"] == (2, PROFILE_LENGTH, 16)
-        assert profile.ratio is not None
+        (point,) = profile.points
+        assert dict(point.shapes)["q"] == (2, PROFILE_LENGTH, 16)
+        assert point.of("fused").ratio is not None
         assert dict(profile.variants[1].ops)["MultiHeadAttention"] == 1
         assert seen == sorted(seen)
         assert seen

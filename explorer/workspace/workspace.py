@@ -6,42 +6,27 @@ profiles are kept by plan, so undo never loses a measurement and never shows one
 
 from __future__ import annotations
 
-import json
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from explorer.attention import Block, Obstacle, Status, recognise
-from explorer.attention.family import Family, families, label_range
+from explorer.attention.family import Family, families
 from explorer.errors import BlockError, ExportError
-from explorer.fusion import TARGETS, Choice, Plan, choose
-from explorer.fusion.fused import Fused
+from explorer.fusion import Choice, Plan
 from explorer.fusion.plan import Provider, Settings
-from explorer.fusion.provenance import PROVENANCE
-from explorer.history import History
-from explorer.model import Model, load, save, write_atomically
-from explorer.model.save import ExternalData, external_files, same_file
-from explorer.profile import Profile, profile_models
+from explorer.model import ExternalData, Model, load, save
+from explorer.profile import Comparison, Profile, compare
 from explorer.runtime import Worker
-from explorer.verify import Loading, Verdict, fitting_inputs, given_case, verify
-
-PROFILE_LENGTH = 256
-"""Size of a dynamic dimension (other than the batch) in a profile, unless shapes are given."""
-
-OnProgress = Callable[[float, str], None]
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class FuseReport:
-    """What a fuse did: ids of the blocks it fused, and those it left alone with the first reason."""
-
-    fused: tuple[str, ...]
-    skipped: tuple[tuple[str, Obstacle], ...]
-    notes: tuple[str, ...] = ()
-    """What could not be made sure of here, in sentences."""
+from explorer.tune import Tuning, store
+from explorer.verify import Loading, Verdict, given_case, verify
+from explorer.workspace.choices import Choices
+from explorer.workspace.exports import spare, verdict_document, write_json
+from explorer.workspace.measure import Measurements, OnProgress
+from explorer.workspace.points import Shapes
+from explorer.workspace.regions import nodes_of, scope
+from explorer.workspace.steps import FuseReport, Steps, listed
 
 
 class Workspace:
@@ -56,14 +41,11 @@ class Workspace:
         self.families: tuple[Family, ...] = families(self.blocks)
         """Blocks that mean and are spelled the same, in the order of their first members; every block is in one."""
         self._by_id = {block.id: block for block in self.blocks}
-        plan = Plan(model.digest, settings=settings or Settings())
-        self._history = History("Opened", plan)
-        self._choices: dict[tuple[str, str, Settings], Choice] = {}
-        self._fused = Fused(model, self.blocks)
-        self._verdicts: dict[Plan, Verdict] = {}
-        self._profiles: dict[Plan, Profile] = {}
         self._worker = worker or Worker()
         self._loading = Loading(self._worker, model, self.blocks)
+        self._steps = Steps(model, self.blocks, settings or Settings(), self._loading, Choices(model, self._worker))
+        self._verdicts: dict[Plan, Verdict] = {}
+        self._measurements = Measurements(self._worker, model, self.blocks)
         if worker is None:
             self._finalizer = weakref.finalize(self, self._worker.close)
 
@@ -92,22 +74,22 @@ class Workspace:
     @property
     def plan(self) -> Plan:
         """The fusions of the current state."""
-        return self._history.plan
+        return self._steps.plan
 
     @property
     def current(self) -> Model:
         """The source with the current plan applied."""
-        return self._fused.model(self.plan)
+        return self._steps.current
 
     @property
     def history(self) -> tuple[str, ...]:
         """Each step in words, the opening first; steps behind `cursor` can be redone."""
-        return tuple(step.words for step in self._history.steps)
+        return tuple(step.words for step in self._steps.history.steps)
 
     @property
     def cursor(self) -> int:
         """Position in `history` of the current state."""
-        return self._history.cursor
+        return self._steps.history.cursor
 
     @property
     def ops_before(self) -> dict[str, int]:
@@ -127,7 +109,15 @@ class Workspace:
     @property
     def last_profile(self) -> Profile | None:
         """The latest profile of the current model."""
-        return self._profiles.get(self.plan)
+        return self._measurements.of(self.plan)
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What the target "auto" goes by: the latest tuning, or one kept for this very model, provider and machine.
+
+        Looked up when it is first asked for.
+        """
+        return self._steps.choices.tuning(self.plan.settings).tuning
 
     def block(self, name: str) -> Block:
         """The block with this id or label ("attn0"); BlockError if there is none."""
@@ -147,54 +137,46 @@ class Workspace:
         block = self.block(name)
         if block.fused_as or self.plan.target(block.id):
             return "fused"
-        return "fusable" if self._choose(block, "auto").target else "blocked"
+        return "blocked" if self.obstacles(block.id) else "fusable"
 
     def obstacles(self, name: str) -> tuple[Obstacle, ...]:
         """Why the block cannot be fused; empty if it can be, or is."""
-        block = self.block(name)
-        return () if block.fused_as else self._choose(block, "auto").obstacles
+        return self._steps.choices.obstacles(self.block(name), self.plan.settings)
 
-    def choice(self, name: str) -> Choice:
-        """What "auto" chooses for the block, and in words why; or no target, and the obstacles."""
-        return self._choose(self.block(name), "auto")
+    def choice(self, name: str, target: str = "auto") -> Choice:
+        """What `target` comes to for the block, and in words why; or no target, and the obstacles.
+
+        "auto" goes by `tuning` where there is one, else by rules. BlockError for an unknown target.
+        """
+        return self._steps.choices.of(self.block(name), target, self.plan.settings)
 
     def choices(self, name: str) -> dict[str, Choice]:
         """Every target operator with what it means for the block, or with what stands in its way."""
-        block = self.block(name)
-        return {} if block.fused_as else {target: self._choose(block, target) for target in TARGETS}
+        return self._steps.choices.all(self.block(name), self.plan.settings)
 
     def scope(self, name: str) -> str | None:
         """Key of the If, Loop or Scan in whose body the block stands; None in the main graph."""
-        body = self.model.node(self.block(name).anchor).graph
-        if body is self.model.ir.graph:
-            return None
-        attributes = ((node, attribute) for node in self.model.nodes for attribute in node.attributes.values())
-        return next(self.model.key(node) for node, attribute in attributes if attribute.value is body)
+        return scope(self.model, self.block(name))
 
     def nodes_of(self, name: str) -> tuple[str, ...]:
         """Keys of the block's nodes in the current model: its region, or the nodes that replaced it."""
-        block, current = self.block(name), self.current
-        if self.plan.target(block.id) is None:
-            return tuple(key for key in block.nodes if current.has_node(key))
-        mark = f"{PROVENANCE}block"
-        return tuple(current.key(node) for node in current.nodes if node.metadata_props.get(mark) == block.id)
+        return nodes_of(self.current, self.block(name))
 
     # Steps
 
     def fuse(self, *names: str, target: str = "auto") -> FuseReport:
         """Fuse the blocks with these ids or labels; BlockError, and nothing done, if one of them cannot be."""
         blocks = [self.block(name) for name in names]
-        report = self._fuse(blocks, target)
-        for block_id, obstacle in report.skipped:
+        for block_id, obstacle in self._steps.foresee(blocks, target).skipped:
             block = self.block(block_id)
             raise BlockError(f"{block.label} ({block.anchor}) cannot be fused at {obstacle.at!r}: {obstacle}")
-        return self._commit(report, blocks, target)
+        return self._steps.fuse(blocks, target)
 
     def fuse_all(self, target: str = "auto", skip: Sequence[str] = ()) -> FuseReport:
         """Fuse every block that can be but those named in `skip`; the report says what is in the way of the others."""
         left = {self.block(name).id for name in skip}
         blocks = [block for block in self.blocks if block.id not in left and self.status(block.id) != "fused"]
-        return self._commit(self._fuse(blocks, target), blocks, target)
+        return self._steps.fuse(blocks, target)
 
     def fuse_family(self, name: str, target: str = "auto") -> FuseReport:
         """Fuse the block with this id or label and every other of its family that can be, in one step.
@@ -202,7 +184,7 @@ class Workspace:
         The report names those left alone with the first thing in the way; BlockError if there is no such block.
         """
         blocks = [self.block(member) for member in self.family(name).blocks if self.status(member) != "fused"]
-        return self._commit(self._fuse(blocks, target), blocks, target)
+        return self._steps.fuse(blocks, target)
 
     def unfuse(self, *names: str) -> None:
         """Put these blocks back as they were in the source."""
@@ -210,7 +192,7 @@ class Workspace:
         plan = self.plan
         for block in blocks:
             plan = plan.without(block.id)
-        self._step(f"Unfused {_labels(blocks)}", plan, FuseReport((), ()))
+        self._steps.take(f"Unfused {listed(blocks)}", plan, FuseReport((), ()))
 
     def apply_plan(self, plan: Plan, *, by_family: bool = False) -> FuseReport:
         """Make `plan` the current plan; PlanError or BlockError if it does not fit this model.
@@ -223,25 +205,25 @@ class Workspace:
             plan = plan.by_family(self.model, self.blocks)
         elif plan.source_digest != self.model.digest:
             plan = plan.rebase(self.model, self.blocks)
-        return self._step(f"Applied a plan of {len(plan.fusions)} fusions", plan, FuseReport(plan.blocks, ()))
+        return self._steps.take(f"Applied a plan of {len(plan.fusions)} fusions", plan, FuseReport(plan.blocks, ()))
 
     def undo(self) -> None:
         """Go one step back; nothing happens at the first."""
-        self._history.undo()
+        self._steps.history.undo()
 
     def redo(self) -> None:
         """Go one step forward again; nothing happens at the last."""
-        self._history.redo()
+        self._steps.history.redo()
 
     @property
     def can_undo(self) -> bool:
         """True if there is a step to go back to."""
-        return self._history.can_undo
+        return self._steps.history.can_undo
 
     @property
     def can_redo(self) -> bool:
         """True if there is a step to go forward to."""
-        return self._history.can_redo
+        return self._steps.history.can_redo
 
     # Proof and measurement
 
@@ -281,33 +263,81 @@ class Workspace:
     def profile(
         self,
         *,
+        shapes: Shapes | Sequence[Shapes] | None = None,
+        runs: int = 20,
+        seed: int = 0,
+        provider: str = "auto",
+        cuda_graph: bool = False,
+        trace: bool = True,
+        on_progress: OnProgress | None = None,
+        cancel: threading.Event | None = None,
+        timeout_s: float | None = None,
+    ) -> Profile:
+        """Time the source against the current model in one worker process, and see where the time of each goes.
+
+        `shapes` fixes inputs; several are as many points of one profile. Dynamic dimensions left open are 2 for a
+        batch, 256 otherwise or as many as the model takes. `provider` is "auto", "cuda" or "cpu"; `cuda_graph` also
+        times each model as a CUDA graph; without `trace` only latencies are measured. Raises InputError, SessionError
+        or WorkerError (WorkerTimeout after `timeout_s` seconds).
+        """
+        return self._measurements.profile(
+            self.plan,
+            self.current,
+            shapes=shapes,
+            runs=runs,
+            seed=seed,
+            provider=provider,
+            cuda_graph=cuda_graph,
+            trace=trace,
+            on_progress=on_progress,
+            cancel=cancel,
+            timeout_s=timeout_s,
+        )
+
+    def tune(
+        self,
+        *,
         shapes: Shapes | None = None,
         runs: int = 20,
         seed: int = 0,
         provider: str = "auto",
         on_progress: OnProgress | None = None,
         cancel: threading.Event | None = None,
-    ) -> Profile:
-        """Time the source against the current model in one worker process, and see what ORT makes of each.
+    ) -> Tuning:
+        """Measure every family of blocks as every target, cut out and in the model, and find the plan that wins.
 
-        `shapes` fixes inputs; dynamic dimensions left open are 2 for a batch, 256 otherwise or as many as the model
-        takes. `provider` is "auto", "cuda" or "cpu". Raises InputError, SessionError or WorkerError.
+        The target "auto" goes by it from now on, here and whenever this model is opened on this machine, if it was
+        measured on the provider that "auto" is to be the fastest on. `shapes` and errors are those of `profile`.
         """
-        plan, fused = self.plan, self.current
-        feeds = fitting_inputs(self._worker, self.model, shapes, seed, PROFILE_LENGTH, provider=provider, cancel=cancel)
-        variants = [("original", self.model)] + ([("fused", fused)] if plan.fusions else [])
-        result = profile_models(
-            self._worker,
-            variants,
-            feeds,
-            provider=provider,
+        tuning = self._measurements.tune(
+            self.families,
+            shapes=shapes,
             runs=runs,
             seed=seed,
+            provider=provider,
             on_progress=on_progress,
             cancel=cancel,
         )
-        self._profiles[plan] = result
-        return result
+        self.use_tuning(tuning)
+        store.save(tuning)
+        return tuning
+
+    def use_tuning(self, tuning: Tuning | str | Path) -> Tuning:
+        """Let "auto" go by `tuning`, a value or a saved one; InputError if it is of another model."""
+        given = tuning if isinstance(tuning, Tuning) else Tuning.load(tuning)
+        self._steps.choices.use(given)
+        return given
+
+    def load_profile(self, path: str | Path) -> Profile:
+        """Take a saved profile for the latest of the current model; InputError if it is of another model or plan."""
+        profile = Profile.load(path)
+        self._measurements.keep(self.plan, profile)
+        return profile
+
+    def compare(self, before: Profile | str | Path) -> Comparison:
+        """How the latest profile of the current model differs from `before`, a profile or a saved one."""
+        earlier = before if isinstance(before, Profile) else Profile.load(before)
+        return compare(earlier, self._profiled())
 
     # Results
 
@@ -318,70 +348,38 @@ class Workspace:
         (the new one must be written into their folder), "copy" copies them beside the new model, "link" gives them a
         second name there.
         """
-        self._spare_the_source(path)
+        spare(self.model, path)
         if self.plan.fusions:
             self._loading.model(self.plan, self.current)
         return save(self.current.ir, path, overwrite=overwrite, data=data)
 
     def export_plan(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the current plan as JSON; ExportError as for `export`."""
-        self._spare_the_source(path)
-        text = json.dumps(self.plan.to_json(), indent=2) + "\n"
-        return write_atomically(text.encode(), path, overwrite=overwrite)
+        spare(self.model, path)
+        return write_json(self.plan.to_json(), path, overwrite=overwrite)
+
+    def export_profile(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the latest profile of the current model as JSON; ExportError as for `export`, or if there is none."""
+        spare(self.model, path)
+        return self._profiled().save(path, overwrite=overwrite)
 
     def export_verdict(self, path: str | Path, block: str = "", overwrite: bool = False) -> Path:
         """Write the latest verdict on the current model as JSON, or all that it says of one block.
 
         ExportError as for `export`, or if there is none; BlockError if the verdict is not about such a block.
         """
-        self._spare_the_source(path)
-        verdict = self.verdict
-        if verdict is None:
+        spare(self.model, path)
+        if self.verdict is None:
             raise ExportError("expected a verdict on the current model, found none: verify it first")
-        if not block:
-            document = verdict.to_json()
-        elif (found := self.block(block)).id in {item.block for item in verdict.blocks}:
-            document = verdict.block_report(found.id)
-        else:
-            raise BlockError(f"expected a block that was compared, found {found.label}: fuse it and verify again")
-        text = json.dumps(document, indent=2, allow_nan=False) + "\n"
-        return write_atomically(text.encode(), path, overwrite=overwrite)
+        document = verdict_document(self.verdict, self.block(block) if block else None)
+        return write_json(document, path, overwrite=overwrite)
 
     # Inner workings
 
-    def _spare_the_source(self, path: str | Path) -> None:
-        """ExportError if `path` is the opened model or one of the files that hold its weights."""
-        for own in (self.source, *external_files(self.model.ir)):
-            if same_file(Path(path), own):
-                raise ExportError(f"expected another file than {own}, which the opened model consists of: it is kept")
-
-    def _choose(self, block: Block, target: str) -> Choice:
-        key = (block.id, target, self.plan.settings)
-        if key not in self._choices:
-            self._choices[key] = choose(self.model, block, target, self.plan.settings)
-        return self._choices[key]
-
-    def _fuse(self, blocks: list[Block], target: str) -> FuseReport:
-        chosen = [(block, self._choose(block, target)) for block in blocks]
-        return FuseReport(
-            fused=tuple(block.id for block, choice in chosen if choice.target),
-            skipped=tuple((block.id, choice.obstacles[0]) for block, choice in chosen if not choice.target),
-        )
-
-    def _commit(self, report: FuseReport, blocks: list[Block], target: str) -> FuseReport:
-        plan = self.plan
-        for block_id in report.fused:
-            block = self._by_id[block_id]
-            plan = plan.with_fusion(block, self._choose(block, target).target)
-        return self._step(f"Fused {_labels([block for block in blocks if block.id in report.fused])}", plan, report)
-
-    def _step(self, words: str, plan: Plan, report: FuseReport) -> FuseReport:
-        if plan == self.plan:
-            return report
-        # Before it becomes a step: a plan that fails leaves no trace
-        notes = self._loading.blocks(plan, self._fused.model(plan))
-        self._history.add(words, plan)
-        return replace(report, notes=notes)
+    def _profiled(self) -> Profile:
+        if (profile := self.last_profile) is None:
+            raise ExportError("expected a profile of the current model, found none: profile it first")
+        return profile
 
 
 def open_workspace(path: str | Path, shapes: Shapes | None = None, provider: Provider = "cuda") -> Workspace:
@@ -391,9 +389,3 @@ def open_workspace(path: str | Path, shapes: Shapes | None = None, provider: Pro
     model declares them. `provider` is the one on which the target "auto" is to be the fastest.
     """
     return Workspace(load(path, shapes=shapes), Settings(provider))
-
-
-def _labels(blocks: list[Block]) -> str:
-    if len(blocks) > 3:
-        return f"{len(blocks)} blocks ({label_range([block.label for block in blocks])})"
-    return ", ".join(block.label for block in blocks) or "nothing"
