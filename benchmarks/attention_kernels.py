@@ -33,7 +33,7 @@ from onnx import parser
 
 from explorer.attention import recognise
 from explorer.errors import ExplorerError
-from explorer.fusion import TARGETS, Plan, apply, choose
+from explorer.fusion import OPERATORS, Plan, apply, choose
 from explorer.model import load
 from explorer.model.save import serialize
 from explorer.profile import dispatch
@@ -251,7 +251,7 @@ def measure(case: Case, dtype: str, length: int, device: str, folder: Path) -> I
     original = error(output, true)
     base = {"case": case.name, "dtype": dtype}
     yield base | {"target": "original", "asked": "", "kernel": "", "error": original.relative, "passed": True}
-    for target in TARGETS:
+    for target in OPERATORS:
         if not choose(model, block, target).target:
             continue
         fused = folder / f"{target}.onnx"

@@ -32,7 +32,7 @@ import numpy as np
 
 import explorer as ex
 from explorer.errors import ExplorerError, InputError
-from explorer.fusion import TARGETS
+from explorer.fusion import OPERATORS, TARGETS
 from explorer.model.save import serialize
 from explorer.runtime import Worker, arrays
 from explorer.verify import Verdict
@@ -144,7 +144,7 @@ def main() -> int:
     options.add_argument("folder", type=Path)
     options.add_argument("--provider", choices=("auto", "cuda", "cpu"), default="auto")
     options.add_argument("--only", default="*", help="graphs whose name matches this")
-    options.add_argument("--targets", nargs="+", choices=(*TARGETS, "auto"), default=[*TARGETS, "auto"])
+    options.add_argument("--targets", nargs="+", choices=(*TARGETS, "auto"), default=[*OPERATORS, "auto"])
     options.add_argument("--json", type=Path, metavar="OUT.json")
     args = options.parse_args()
     rows: list[Row] = []

@@ -1,4 +1,4 @@
-"""Median latency of models by a plain loop, each alone: what `onnx-explorer profile` must agree with.
+"""Median latency of models by a plain loop, each alone: what `onnx-explorer profile` must agree with (agreement.py).
 
 python benchmarks/plain_loop.py S MODEL [MODEL ...]        S: size of every dynamic dimension
 """
@@ -9,7 +9,7 @@ import time
 import numpy as np
 import onnxruntime as ort
 
-WARMUP, RUNS = 10, 20
+WARMUP_S, RUNS = 1.0, 30
 
 
 def median_ms(path: str, size: int) -> float:
@@ -24,17 +24,21 @@ def median_ms(path: str, size: int) -> float:
         binding.bind_ortvalue_input(node.name, kept[-1])
     for node in session.get_outputs():
         binding.bind_output(node.name, device)
-    times = []
-    for _ in range(WARMUP + RUNS):
+
+    def run_ms() -> float:
         start = time.perf_counter()
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        times.append((time.perf_counter() - start) * 1e3)
-    return float(np.median(times[WARMUP:]))
+        return (time.perf_counter() - start) * 1e3
+
+    start = time.perf_counter()
+    while time.perf_counter() - start < WARMUP_S:
+        run_ms()
+    return float(np.median([run_ms() for _ in range(RUNS)]))
 
 
 if __name__ == "__main__":
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     for model in sys.argv[2:]:
-        print(f"{median_ms(model, int(sys.argv[1])):.2f} ms  {model}")
+        print(f"{median_ms(model, int(sys.argv[1])):.3f} ms  {model}")

@@ -1,0 +1,1 @@
+"""Whole networks, against each other: see `__main__`."""
