@@ -96,8 +96,8 @@ FLASH = Dispatch("mha", "MultiHeadAttention", "fp16", "CUDNN_FLASH_ATTENTION", "
 
 def point(
     length: int = 938,
-    before: Sequence[float] | None = (12.0, 12.2, 12.1, 12.4),
-    after: Sequence[float] | None = (6.0, 6.1, 6.0, 6.2),
+    before: Sequence[float] | None = (12.0, 12.2, 12.1, 12.4) * 2,
+    after: Sequence[float] | None = (6.0, 6.1, 6.0, 6.2) * 2,
     **changes: Any,
 ) -> Point:
     """Both variants at one length, traced on a GPU."""
@@ -117,7 +117,7 @@ def profile(*points: Point, **changes: Any) -> Profile:
     environment = {"gpu": "NVIDIA H200", "cpu": "Some CPU", "onnxruntime": "1.2.3", "cuda": "13.0", "driver": "580.1"}
     values: dict[str, Any] = {
         "provider": "cuda", "provider_note": "On CUDA, as asked.", "environment": tuple(environment.items()),
-        "labels": (("b0", "attn0"),), "source": "d0", "runs": 4, "seed": 0, "variants": (ORIGINAL, FUSED),
+        "labels": (("b0", "attn0"),), "source": "d0", "runs": 8, "seed": 0, "variants": (ORIGINAL, FUSED),
         "points": points or (point(),), "notes": ("a note",),
     }  # fmt: skip
     return Profile(**{**values, **changes})
@@ -126,9 +126,9 @@ def profile(*points: Point, **changes: Any) -> Profile:
 def sweep(**changes: Any) -> Profile:
     """Lengths at which fused is first slower, then faster: the curves cross at 512."""
     return profile(
-        point(256, (4.0, 4.0, 4.0), (8.0, 8.0, 8.0)),
-        point(512, (10.0, 10.0, 10.0), (10.0, 10.0, 10.0)),
-        point(1024, (40.0, 40.0, 40.0), (20.0, 20.0, 20.0)),
+        point(256, (4.0,) * 8, (8.0,) * 8),
+        point(512, (10.0,) * 8, (10.0,) * 8),
+        point(1024, (40.0,) * 8, (20.0,) * 8),
         **changes,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -21,11 +22,12 @@ from explorer.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run one command and return its exit status. SIGTERM ends it as Ctrl-C does."""
     args = _parser().parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that has no → shows its number instead
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status: int = args.run(args)
     except ExplorerError as error:
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("onnx-explorer: stopped", file=sys.stderr)  # noqa: T201
         return FAILED_TO_DO
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return status
 
 

@@ -36,7 +36,10 @@ def print_result(result: Mapping[str, Any] | str) -> None:
 
 def check_outputs(paths: Iterable[str | None], *, force: bool) -> None:
     """ExportError if one of these files cannot be written, or exists and may not be replaced: before any work."""
-    for path in filter(None, paths):
+    given = list(filter(None, paths))
+    if len({os.path.realpath(path) for path in given}) < len(given):
+        raise ExportError(f"expected a file of its own for each result, found {' and '.join(given)}: name another")
+    for path in given:
         if os.path.lexists(path) and not force:
             raise ExportError(f"expected a new file, found that {path} exists: name another or add --force")
         check_writable(Path(path), overwrite=force)
@@ -46,6 +49,13 @@ def positive(text: str) -> int:
     """An option's number of at least 1."""
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """An option's number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, found {text!r}")
     return int(text)
 
 
@@ -121,7 +131,12 @@ def add_provider(parser: argparse.ArgumentParser) -> None:
 def add_runs(parser: argparse.ArgumentParser) -> None:
     """--runs and --seed"""
     parser.add_argument("--runs", type=positive, default=20, metavar="N", help="timed runs of each (20)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs (0)")
+    add_seed(parser, "seed of the inputs (0)")
+
+
+def add_seed(parser: argparse.ArgumentParser, words: str) -> None:
+    """--seed"""
+    parser.add_argument("--seed", type=seed, default=0, help=words)
 
 
 def add_time_limit(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from explorer.cli.common import (
     add_assumed_shape,
     add_json,
     add_provider,
+    add_seed,
     check_outputs,
     command,
     print_result,
@@ -56,7 +57,7 @@ def add(commands: Commands) -> None:
     add_assumed_shape(parser)
     parser.add_argument("--no-verify", action="store_true", help="write the model without verifying it")
     parser.add_argument("--inputs", metavar="X.npz", help="inputs to verify on, one array for each graph input")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs otherwise (0)")
+    add_seed(parser, "seed of the inputs otherwise (0)")
     add_provider(parser)
     parser.add_argument("--save-verdict", metavar="VERDICT.json", help="write all numbers of the verification")
     parser.add_argument(

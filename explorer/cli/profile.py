@@ -25,7 +25,7 @@ from explorer.model import Model, load
 from explorer.profile import Profile, Subject, compare, parse_shapes
 from explorer.profile.perfetto import chrome_trace
 from explorer.profile.words import SDPA_KERNELS
-from explorer.runtime import Worker
+from explorer.runtime import Deadline, Worker
 from explorer.terminal import Progress
 from explorer.workspace import plan_digest, points, regions
 from explorer.workspace.exports import write_json
@@ -64,7 +64,7 @@ def add(commands: Commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure or load, write what was asked for, print."""
     if bool(args.models) == bool(args.load):
-        args.wrong_usage("give models to measure, or --load P.json")
+        args.wrong_usage("give either models to measure or --load P.json")
     check_outputs((args.save, args.perfetto), force=args.force)
     before = None if args.compare is None else Profile.load(args.compare)
     measured = Profile.load(args.load) if args.load else _measured(args)
@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measured(args: argparse.Namespace) -> Profile:
+    deadline = Deadline(args.time_limit)
     shapes = parse_shapes(args.shape)
     models = dict(zip(unique(Path(name).stem for name in args.models), map(load, args.models), strict=True))
     subjects: list[Subject] = []
@@ -97,10 +98,11 @@ def _measured(args: argparse.Namespace) -> Profile:
         ]
     first: Model = subjects[0].model
     with Worker() as worker, Progress("profiling") as progress:
+        feeds = points(worker, first, shapes, args.seed, provider=args.provider, timeout_s=deadline.left_s())
         return measure(
             worker,
             subjects,
-            points(worker, first, shapes, args.seed, provider=args.provider),
+            feeds,
             provider=args.provider,
             runs=args.runs,
             seed=args.seed,
@@ -108,7 +110,7 @@ def _measured(args: argparse.Namespace) -> Profile:
             trace=not args.no_trace,
             labels=tuple(labels.items()),
             on_progress=progress,
-            timeout_s=args.time_limit,
+            timeout_s=deadline.left_s(),
         )
 
 

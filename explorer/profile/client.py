@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +17,9 @@ from explorer.model import Model
 from explorer.model.save import data_folder, serialize
 from explorer.profile import answers, codec, words
 from explorer.profile.answers import Regions, Timings, Traces
-from explorer.profile.remarks import LAUNCH_BLOCKING, NO_GRAPHS, remarks
+from explorer.profile.remarks import LAUNCH_BLOCKING, NO_GRAPHS, NO_SDPA_KERNELS, remarks
 from explorer.profile.values import Profile, Region, Variant, counts
-from explorer.runtime import arrays
+from explorer.runtime import Deadline, arrays
 from explorer.runtime.arrays import Array
 from explorer.runtime.client import Worker
 
@@ -113,16 +112,15 @@ class _Calls:
     def __init__(self, on_progress: OnProgress | None, cancel: threading.Event | None, timeout_s: float | None) -> None:
         self.span = 0.0, 1.0
         self._on_progress, self._cancel = on_progress, cancel
-        self._limit_s = timeout_s
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._deadline = Deadline(timeout_s)
         self._done = 0.0
 
     def call(self, worker: Worker, function: str, args: Mapping[str, Any]) -> None:
-        left_s = None if self._deadline is None else max(0.0, round(self._deadline - time.monotonic(), 1))
         try:
+            left_s = self._deadline.left_s()
             worker.call(function, args, on_progress=self._report, cancel=self._cancel, timeout_s=left_s)
         except WorkerTimeout as error:
-            raise WorkerTimeout(f"The profile's time limit of {self._limit_s:g} s is over: {error}") from error
+            raise WorkerTimeout(f"The profile's time limit is over: {error}") from error
 
     def _report(self, fraction: float, text: str) -> None:
         start, end = self.span
@@ -261,6 +259,8 @@ def _untraced(
     ]
     if not cuda and any(subject.cuda_graph for subject in subjects):
         notes.append(NO_GRAPHS)
+    if not cuda and any(subject.sdpa_kernel for subject in subjects):
+        notes.append(NO_SDPA_KERNELS)
     return Profile(
         provider=timings.provider,
         provider_note=timings.provider_note,

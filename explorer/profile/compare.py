@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from explorer.errors import InputError
 from explorer.profile.values import Measurement, Profile, Ratio, Shapes, Variant
 
 
@@ -65,8 +66,16 @@ class Comparison:
 
 
 def compare(before: Profile, after: Profile) -> Comparison:
-    """What changed from `before` to `after`, by variant name and shapes. Its intervals have the seed of `after`."""
+    """What changed from `before` to `after`, by variant name and shapes. Its intervals have the seed of `after`.
+
+    InputError if no variant of one was measured on the same shapes in the other.
+    """
     old, new = dict(_measurements(before)), dict(_measurements(after))
+    if not old.keys() & new.keys():
+        raise InputError(
+            f"expected profiles with a variant measured on the same shapes in both, found {_names(before)} then and "
+            f"{_names(after)} now: profile the same models on the same shapes"
+        )
     graphs: list[Difference] = []
     for variant in before.variants:
         if other := next((item for item in after.variants if item.name == variant.name), None):
@@ -78,6 +87,10 @@ def compare(before: Profile, after: Profile) -> Comparison:
         only_before=tuple(key for key in old if key not in new),
         only_after=tuple(key for key in new if key not in old),
     )
+
+
+def _names(profile: Profile) -> str:
+    return ", ".join(variant.name for variant in profile.variants)
 
 
 def _measurements(profile: Profile) -> Iterator[tuple[tuple[str, Shapes], Measurement]]:

@@ -97,11 +97,15 @@ def dispatches(
 
 
 def _preparing(node: NodeTime, kernel: str) -> str:
-    """That ONNX Runtime builds cuDNN's graph anew, though the traced runs are not the first of their shape."""
-    if kernel != CUDNN or node.host_time_us - node.time_us < PREPARED_US:
+    """That ONNX Runtime seems to build cuDNN's graph anew, though the traced runs are not the first of their shape.
+
+    A host that waits for room in the launch queue waits for the GPU, so its time has to be far longer than the GPU's.
+    """
+    host, gpu = node.host_time_us, node.time_us
+    if kernel != CUDNN or host - gpu < PREPARED_US or host <= 10 * gpu:
         return ""
     return (
-        f"It kept the host busy for {node.host_time_us / 1000:.0f} ms a run, since cuDNN was prepared for the shape "
+        f"It kept the host busy for {host / 1000:.0f} ms a run, probably because cuDNN was prepared for the shape "
         "again, as in a first run; a CUDA graph or another kernel (sdpa_kernel=1, Flash) avoids that."
     )
 

@@ -1,7 +1,8 @@
 """Why an attention node ran with a slower kernel than the fastest: the conditions of ONNX Runtime's CUDA kernels. Pure.
 
 They are those of onnxruntime 1.31: cuDNN's flash attention first (MultiHeadAttention and GroupQueryAttention, from
-compute capability 9.0 on), then Flash, then the memory-efficient kernel, and MATH, which takes everything.
+compute capability 9.0 on), then Flash, then the memory-efficient kernel, and MATH where none of them runs. Only those
+are here that sources or measurements make certain; where none of them explains what ran, that is said.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _LONG = 256  # queries or keys from which on the memory-efficient kernel is take
 _PADDING_MASK = {"MultiHeadAttention": 4, "com.microsoft.Attention": 3}
 _BIAS = {"MultiHeadAttention": 5, "Attention": 3, "GroupQueryAttention": 10, "com.microsoft.Attention": 5}
 _PAST_KEY = {"MultiHeadAttention": 6, "Attention": 4, "GroupQueryAttention": 3}
+_SINK = {"GroupQueryAttention": 11}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,13 @@ class Conditions:
 
     operator      with its domain if that decides which operator it is: "com.microsoft.Attention"
     head_size     of queries and keys; value_head_size of values
-    queries, keys how many, those of the past included
-    padding_mask, bias  whether the node has such an input
+    batch         how many sequences
+    queries, keys how many of each, those of the past included
+    padding_mask  dimensions of its key_padding_mask or mask_index; None without one
+    bias          whether it has an attention_bias or, for Attention, a mask
     softcap       whether it caps its scores
+    local_window  whether a query sees only the nearest keys
+    sink          whether its softmax is smooth or has a sink
     shared_heads  whether several heads of queries share one of keys
     capability    compute capability of the device; None if not known
     """
@@ -47,11 +53,14 @@ class Conditions:
     dtype: str
     head_size: int | None
     value_head_size: int | None
+    batch: int | None
     queries: int | None
     keys: int | None
-    padding_mask: bool
+    padding_mask: tuple[int, ...] | None
     bias: bool
     softcap: bool
+    local_window: bool
+    sink: bool
     shared_heads: bool
     sdpa_kernel: int
     capability: float | None
@@ -85,11 +94,14 @@ def conditions(
         dtype=dtype,
         head_size=head_size,
         value_head_size=_sizes(value, key_heads)[1] if value and head_size is not None else head_size,
+        batch=query[0] if query else None,
         queries=queries,
         keys=keys,
-        padding_mask=_PADDING_MASK.get(operator, -1) in tensors,
+        padding_mask=tensors.get(_PADDING_MASK.get(operator, -1)),
         bias=_BIAS.get(operator, -1) in tensors,
         softcap=numbers.get("softcap", 0.0) > 0,
+        local_window=attributes.get("local_window_size", -1) != -1,
+        sink=attributes.get("smooth_softmax") == 1 or _SINK.get(operator, -1) in tensors,
         shared_heads=heads != key_heads or (len(query) == len(key) == 4 and query[1] != key[1]),
         sdpa_kernel=sdpa_kernel,
         capability=float(compute_capability) if re.fullmatch(r"\d+\.\d+", compute_capability) else None,
@@ -136,10 +148,9 @@ def _obstacles(asked: Conditions) -> Iterator[tuple[tuple[str, ...], str]]:
         words = " and ".join(_WORDS[kernel] for kernel in allowed) or "others"
         why = f"sdpa_kernel={asked.sdpa_kernel} allows only {words}"
         if asked.operator == "Attention" and CUDNN in allowed:
-            why += ", and Attention has no path to cuDNN"
+            why += ", and in onnxruntime 1.31 Attention has no path to cuDNN"
         yield tuple(kernel for kernel in fast if kernel not in allowed), why
-    if asked.padding_mask:
-        yield fast, "it has a key_padding_mask, which only MATH takes; as attention_bias the mask runs faster"
+    yield from _obstacles_by_padding_mask(asked)
     if asked.head_size is not None and asked.head_size % 8:
         yield fast, f"its head size {asked.head_size} is no multiple of 8"
     if asked.head_size is not None and asked.head_size > 256:
@@ -151,10 +162,31 @@ def _obstacles(asked: Conditions) -> Iterator[tuple[tuple[str, ...], str]]:
         yield (CUDNN,), f"the device's compute capability {asked.capability} is below 9.0"
     if asked.softcap:
         yield (CUDNN,), "it caps its scores"
+    if asked.local_window:
+        yield (CUDNN,), "it has a local window"
+    if asked.sink:
+        yield (CUDNN,), "its softmax is smooth or has a sink"
     if asked.bias:
         yield from _obstacles_by_bias(asked)
     if asked.head_size != asked.value_head_size:
         yield (FLASH,), f"its values have another head size ({asked.value_head_size}) than its keys ({asked.head_size})"
+
+
+def _obstacles_by_padding_mask(asked: Conditions) -> Iterator[tuple[tuple[str, ...], str]]:
+    """cuDNN takes the sequences' lengths (B numbers), the memory-efficient kernel their starts, too (3·B + 2)."""
+    mask, batch = asked.padding_mask, asked.batch
+    if mask is None:
+        return
+    name = "key_padding_mask" if asked.operator == "MultiHeadAttention" else "mask_index"
+    if len(mask) > 1:
+        why = f"it has a {len(mask)}-D {name}, which neither flash nor the memory-efficient kernel takes"
+        yield (CUDNN, FLASH, EFFICIENT), f"{why}; as attention_bias the mask can run faster"
+    yield (FLASH,), f"it has a {name}"
+    if len(mask) == 1 and batch is not None:
+        if mask[0] != batch:
+            yield (CUDNN,), f"its {name} has shape [{mask[0]}], not [{batch}] (lengths)"
+        if mask[0] != 3 * batch + 2:
+            yield (EFFICIENT,), f"its {name} has shape [{mask[0]}], not [{3 * batch + 2}] (lengths and starts)"
 
 
 def _obstacles_by_type(asked: Conditions) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -172,17 +204,17 @@ def _obstacles_by_type(asked: Conditions) -> Iterator[tuple[tuple[str, ...], str
 
 
 def _obstacles_by_bias(asked: Conditions) -> Iterator[tuple[tuple[str, ...], str]]:
-    name = "mask" if asked.operator == "Attention" else "attention_bias"
+    """The memory-efficient kernel is asked for aligned keys by Attention, for aligned queries by the others."""
     if asked.operator == "GroupQueryAttention":
-        yield (CUDNN, FLASH, EFFICIENT), f"it has an {name}, which only MATH takes"
-    uneven = [
-        f"{size} {what}"
-        for size, what in ((asked.keys, "keys"), (asked.queries, "queries"))
-        if size is not None and size % 8
-    ]
-    if uneven:
-        yield (EFFICIENT,), f"its {name} is for {' and '.join(uneven)}, no multiple of 8"
-    yield (FLASH,), f"it has {'a mask' if name == 'mask' else 'an attention_bias'}"
+        yield (CUDNN, FLASH, EFFICIENT), "it has an attention_bias, which only MATH takes"
+    if asked.operator == "Attention":
+        name, has, size, what, step = "mask", "a mask", asked.keys, "keys", 4
+    else:
+        name, has, size, what = "attention_bias", "an attention_bias", asked.queries, "queries"
+        step = 16 if asked.dtype == "fp32" else 8
+    if size is not None and size % step:
+        yield (EFFICIENT,), f"its {name} is for {size} {what}, no multiple of {step}"
+    yield (FLASH,), f"it has {has}"
 
 
 def _tensors(node: NodeTime, in_graph: OrtNode | None) -> dict[int, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from explorer.runtime.arrays import Array
 from explorer.runtime.context import Context
 from explorer.runtime.environment import environment
 from explorer.runtime.providers import choose_provider
+from explorer.runtime.refusals import is_out_of_memory
 from explorer.runtime.sessions import Session, SessionSpec, load_best
 
 # Runs that do not become steady are given this many rounds and this long, whichever takes longer …
@@ -56,10 +57,10 @@ def measure(
     """
     context.progress(0.0, "Looking for the execution provider")
     device, provider_note = choose_provider(context, provider)
-    loaded = []
+    loaded: list[Loaded] = []
     for index, variant in enumerate(variants):
         context.progress(0.02 + 0.13 * index / len(variants), f"Loading {variant['name']}")
-        loaded.append(load(variant, device))
+        loaded.append(load(variant, device, beside=_sessions(loaded)))
     points: list[Point] = []
     refusals: list[ExplorerError | None] = []
     for index, path in enumerate(feeds_npz):
@@ -88,8 +89,8 @@ class Loaded:
     loading: Loading
 
 
-def load(variant: Mapping[str, Any], device: str) -> Loaded:
-    """The variant, loaded at the highest optimization level that works."""
+def load(variant: Mapping[str, Any], device: str, *, beside: int = 0) -> Loaded:
+    """The variant, loaded `beside` so many other sessions at the highest optimization level that works."""
     spec = SessionSpec(
         variant["model"],
         device,
@@ -100,7 +101,7 @@ def load(variant: Mapping[str, Any], device: str) -> Loaded:
     try:
         session, spec, lowered = load_best(spec)
     except ExplorerError as error:
-        return Loaded(variant["name"], error, Loading(None, spec.optimization, ""))
+        return Loaded(variant["name"], _kept(error, beside), Loading(None, spec.optimization, ""))
     return Loaded(variant["name"], session, Loading(session.load_s, spec.optimization, lowered or ""))
 
 
@@ -131,14 +132,15 @@ class Report:
 class Runner:
     """The runs of a variant on some inputs. Once it is refused, `refusal`, it does nothing any more.
 
-    So a variant that fails leaves the times of the others alone.
+    So a variant that fails leaves the times of the others alone. `beside` so many other sessions are loaded.
     """
 
-    def __init__(self, session: Session | ExplorerError, feeds: Mapping[str, Array]) -> None:
+    def __init__(self, session: Session | ExplorerError, feeds: Mapping[str, Array], *, beside: int = 0) -> None:
         self.refusal: ExplorerError | None = None
+        self._beside = beside
         self._run: Callable[[], object] = _nothing
         if isinstance(session, ExplorerError):
-            self._refuse(session)
+            self.refusal = session
             return
         try:
             self._run = session.bind(feeds)
@@ -152,7 +154,7 @@ class Runner:
             self._refuse(error)
 
     def _refuse(self, error: ExplorerError) -> None:
-        self.refusal = type(error)(str(error))  # its traceback would hold on to the memory on the device
+        self.refusal = _kept(error, self._beside)
         self._run = _nothing
 
 
@@ -160,11 +162,28 @@ def _nothing() -> None:
     pass
 
 
+def _sessions(loaded: Sequence[Loaded]) -> int:
+    return sum(not isinstance(item.session, ExplorerError) for item in loaded)
+
+
+def _kept(error: ExplorerError, beside: int) -> ExplorerError:
+    """The error in words alone, for its traceback would hold on to the memory on the device.
+
+    Where that ran out they tell of the other sessions, so many, that were loaded `beside` the refused one.
+    """
+    text = str(error)
+    if beside and is_out_of_memory(text):
+        others = "1 other session was" if beside == 1 else f"{beside} other sessions were"
+        text = f"{text.removesuffix('.')}; {others} loaded beside it, so it may run alone."
+    return type(error)(text)
+
+
 def measure_point(
     report: Report, loaded: Sequence[Loaded], feeds: Mapping[str, Array], runs: int, seed: int, *, cuda: bool
 ) -> tuple[Point, list[ExplorerError | None]]:
     """All variants on one set of inputs, and for each the error that its refusal was, if it was refused."""
-    runners = [Runner(item.session, feeds) for item in loaded]
+    others = _sessions(loaded) - 1
+    runners = [Runner(item.session, feeds, beside=others) for item in loaded]
     first_ms = []
     for index, (item, runner) in enumerate(zip(loaded, runners, strict=True)):
         report(0.2 * index / len(loaded), f"First run of {item.name}")
@@ -228,25 +247,24 @@ def take_turns(
     return times_ms
 
 
-def warm_up(
-    runners: Sequence[Callable[[], object]], *, minimum_s: float = 0.0, clock: Clock = time.perf_counter
-) -> tuple[int, bool]:
+def warm_up(runners: Sequence[Runner], *, minimum_s: float = 0.0, clock: Clock = time.perf_counter) -> tuple[int, bool]:
     """Run rounds for `minimum_s`, then until no runner gets faster any more: (rounds run, whether they are steady).
 
-    It gives up after 20 rounds and 2 s, whichever takes longer, but after 20 s at the latest.
+    It gives up after 20 rounds and 2 s, whichever takes longer, but after 20 s at the latest. A runner that is refused
+    on the way is not waited for.
     """
-    history: list[list[float]] = [[] for _ in runners]
+    history: dict[Runner, list[float]] = {runner: [] for runner in runners}
     start, rounds = clock(), 0
-    while runners:
+    while running := _running(runners):
         rounds += 1
-        for own, (latest,) in zip(history, take_turns(runners, 1, clock=clock), strict=True):
-            own.append(latest)
+        for runner, (latest,) in zip(running, take_turns(running, 1, clock=clock), strict=True):
+            history[runner].append(latest)
         elapsed_s = clock() - start
-        if elapsed_s >= minimum_s and all(map(is_steady, history)):
+        if elapsed_s >= minimum_s and all(is_steady(history[runner]) for runner in _running(running)):
             return rounds, True
         if elapsed_s > WARMUP_LIMIT_S or (rounds >= WARMUP_ROUNDS and elapsed_s >= WARMUP_S):
             return rounds, False
-    return 0, True
+    return rounds, True
 
 
 def _running(runners: Sequence[Runner]) -> list[Runner]:

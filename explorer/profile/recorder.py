@@ -89,7 +89,7 @@ def record(context: Context, spec: SessionSpec, feeds_list: Sequence[Mapping[str
                 takes[at] = str(error)
         events = json.loads(session.end_node_times().read_text(encoding="utf-8", errors="replace"))
         recordings = tuple(
-            _recording(takes[at], events, started_ns, method, spec.provider) for at in range(len(feeds_list))
+            _recording(takes[at], runs, events, started_ns, method, spec.provider) for at in range(len(feeds_list))
         )
         recorded = next((recording for recording in recordings if not isinstance(recording, str)), None)
         graph = ort_graph.read(optimized, () if recorded is None else _executed(recorded))
@@ -138,13 +138,19 @@ def _collect_nothing(work: Callable[[], None]) -> Collected:
 
 
 def _recording(
-    take: _Take | str, events: Sequence[Mapping[str, Any]], started_ns: int, method: Method, provider: str
+    take: _Take | str,
+    asked: int,
+    events: Sequence[Mapping[str, Any]],
+    started_ns: int,
+    method: Method,
+    provider: str,
 ) -> Recording | str:
+    """The take with ONNX Runtime's events of its `asked` runs; a sentence if they are not all there."""
     if isinstance(take, str):
         return take
     inside = [event for event in events if take.start_ns <= started_ns + event["ts"] * 1000 < take.end_ns]
     runs = sorted((_span(event, started_ns) for event in inside if event["name"] == "model_run"), key=_start)
-    if not runs:
+    if len(runs) != asked:  # half a run would count as one, and its GPU work as another's
         return NO_ROOM
     nodes = [
         event for event in inside if event["cat"] == "Node" and event["name"].endswith(_NODE_EVENT) and event["args"]

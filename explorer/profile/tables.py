@@ -80,7 +80,7 @@ def latencies(profile: Profile, point: Point) -> Table:
                 "did not run" if item.latency is None else words.ms(item.latency.median_ms),
                 "" if item.latency is None else words.spread(item.latency),
                 "" if item.latency is None else words.ms(item.latency.p99_ms),
-                "" if ratio is None else f"{ratio.value:.2f}× ({ratio.low:.2f} – {ratio.high:.2f})",
+                words.times_as_fast(ratio),
                 words.casts(variant),
                 "" if item.trace is None else words.us(item.trace.time_of("Cast")),
                 "" if item.first_run_ms is None else words.ms(item.first_run_ms),
@@ -256,7 +256,7 @@ def changes(comparison: Comparison) -> list[Table]:
             words.shapes(item.shapes),
             "did not run" if item.before_ms is None else words.ms(item.before_ms),
             "did not run" if item.after_ms is None else words.ms(item.after_ms),
-            "" if item.ratio is None else f"{item.ratio.value:.2f}× ({item.ratio.low:.2f} – {item.ratio.high:.2f})",
+            words.times_as_fast(item.ratio),
         )
         for item in comparison.changes
     ]

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from explorer.errors import InputError
 from explorer.model import write_atomically
 from explorer.profile import codec
-from explorer.profile.statistics import quantile, ratio_interval
+from explorer.profile.statistics import MIN_RUNS, quantile, ratio_interval
 from explorer.profile.trace import UNATTRIBUTED, Trace
 from explorer.runtime.gpu import GpuState
 
@@ -58,17 +58,29 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times faster: the first variant's median time over this one's, with its 95 % interval."""
+    """How many times faster: the first variant's median time over this one's, with its 95 % interval.
+
+    low, high  None if there were too few runs to know (under 5)
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @property
+    def sign(self) -> Literal[-1, 0, 1]:
+        """1 if it is faster than the first beyond the noise, -1 if slower; 0 if that cannot be told."""
+        if self.low is None or self.high is None:
+            return 0
+        return 1 if self.low > 1 else -1 if self.high < 1 else 0
 
     @classmethod
     def of(cls, first: Latency, other: Latency, seed: int, *, paired: bool = True) -> Self:
         """The ratio of the medians and its bootstrap interval under `seed`; `paired` if the runs took turns."""
-        interval = ratio_interval(first.runs_ms, other.runs_ms, seed, paired=paired)
-        return cls(first.median_ms / other.median_ms, *interval)
+        value = first.median_ms / other.median_ms
+        if min(len(first.runs_ms), len(other.runs_ms)) < MIN_RUNS:
+            return cls(value, None, None)
+        return cls(value, *ratio_interval(first.runs_ms, other.runs_ms, seed, paired=paired))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from math import isfinite
 
+from explorer.profile.statistics import MIN_RUNS
 from explorer.profile.sweep import crossovers, sweep_axis
 from explorer.profile.trace import Trace
-from explorer.profile.values import Latency, Measurement, Point, Profile, Shapes, Variant
+from explorer.profile.values import Latency, Measurement, Point, Profile, Ratio, Shapes, Variant
 from explorer.runtime.gpu import GpuState
 
 ROLES = {
@@ -90,10 +91,16 @@ def speeds(profile: Profile, point: Point) -> list[str]:
     for item in point.measurements:
         if item.ratio is None:
             continue
+        if item.ratio.low is None:
+            said.append(
+                f"{item.variant}: {item.ratio.value:.2f}× the speed of {first}, but {profile.runs} rounds are too few "
+                f"to tell that from chance: take {MIN_RUNS} or more."
+            )
+            continue
         interval = f"95 % interval {item.ratio.low:.2f} to {item.ratio.high:.2f}"
-        if item.ratio.low > 1:
+        if item.ratio.sign > 0:
             said.append(f"{item.variant} is {item.ratio.value:.2f}× as fast as {first} ({interval}).")
-        elif item.ratio.high < 1:
+        elif item.ratio.sign < 0:
             said.append(f"{item.variant} is slower here: {item.ratio.value:.2f}× the speed of {first} ({interval}).")
         else:
             said.append(f"No measurable difference of {item.variant} to {first}: {item.ratio.value:.2f}×, {interval}.")
@@ -131,7 +138,7 @@ def _gpu(states: Sequence[GpuState]) -> list[str]:
         said.append(f"The GPU's clock was held back by: {', '.join(held)}.")
     others = dict.fromkeys(other for state in states for other in state.others)
     if others:
-        said.append(f"Others computed on this GPU meanwhile: {', '.join(others)}.")
+        said.append(f"Others have this GPU open: {', '.join(others)}.")
     return said
 
 
@@ -200,6 +207,16 @@ def crossings(profile: Profile) -> list[str]:
     return said
 
 
+_SIGNS = {1: "faster", -1: "slower", 0: ""}
+
+
+def times_as_fast(ratio: Ratio | None) -> str:
+    """A ratio with its interval, "2.01× (2.00 – 2.02)"; "" for none."""
+    if ratio is None:
+        return ""
+    return f"{ratio.value:.2f}×" + ("" if ratio.low is None else f" ({ratio.low:.2f} – {ratio.high:.2f})")
+
+
 def measured_crossovers(profile: Profile, variant: str) -> tuple[float, ...]:
     """Where the variant's latency crosses the first's; none if it is not measurably faster here and slower there."""
     both = {"faster", "slower"} <= set(_signs(profile, variant))
@@ -212,7 +229,7 @@ def _signs(profile: Profile, variant: str) -> list[str]:
     places = zip(axis[1], profile.points, strict=True) if axis else ()
     ratios = [(size, ratio) for size, point in places if (ratio := point.of(variant).ratio)]
     ratios.sort(key=lambda pair: pair[0])
-    return ["faster" if ratio.low > 1 else "slower" if ratio.high < 1 else "" for _, ratio in ratios]
+    return [_SIGNS[ratio.sign] for _, ratio in ratios]
 
 
 def spread(latency: Latency) -> str:

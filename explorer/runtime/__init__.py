@@ -12,11 +12,13 @@
     gpu          the GPU that CUDA uses, and the state that it is in
     memory       how much of the machine's memory a process uses
     arrays       how tensors travel: in files
+    deadline     one time limit for several calls
 
 Sessions crash, hang, and exhaust memory; in a process of their own that is a message, not a dead notebook. Nothing the
 parent imports from here imports onnxruntime or initialises CUDA.
 """
 
 from explorer.runtime.client import Worker
+from explorer.runtime.deadline import Deadline
 
-__all__ = ["Worker"]
+__all__ = ["Deadline", "Worker"]

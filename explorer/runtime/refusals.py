@@ -26,7 +26,7 @@ _OPSET = re.compile(r"Opset (\d+) is under development.* support for domain (\S+
 _OUT_OF_MEMORY = re.compile(
     r"Available memory of (?P<free>\d+) is smaller than requested bytes of (?P<wanted>\d+)"  # its arena has a limit
     r"|Failed to allocate memory for requested buffer of size (?P<size>\d+)"  # its arena cannot grow
-    r"|[Oo]ut of memory|OUT_OF_MEMORY|cudaErrorMemoryAllocation|_ALLOC(?:ATION)?_FAILED"  # CUDA, cuBLAS, cuDNN
+    r"|[Oo]ut of (?:GPU )?memory|OUT_OF_MEMORY|cudaErrorMemoryAllocation|_ALLOC(?:ATION)?_FAILED"  # CUDA, cuBLAS, cuDNN
     r"|(?:[Ff]ailed|[Uu]nable) to allocate|[Mm]emory allocation failed|bad[_ ]alloc"
 )
 _INPUTS = re.compile(r"Got invalid dimensions|Unexpected input data type|Invalid rank for input")
@@ -82,7 +82,7 @@ def refusal(subject: str, error: Exception, fallback_hint: str, memory: str = "m
 
 
 def is_out_of_memory(text: str) -> bool:
-    """Whether a message or a log tells of memory that could not be had, on whichever device."""
+    """Whether a message, a log or a refusal of ours tells of memory that could not be had, on whichever device."""
     return _OUT_OF_MEMORY.search(text) is not None
 
 

@@ -22,7 +22,7 @@ from explorer.runtime.arrays import Array
 from explorer.runtime.context import Context
 from explorer.runtime.ortvalues import to_numpy, to_ort
 from explorer.runtime.providers import PROVIDERS, choose_provider
-from explorer.runtime.refusals import refusal
+from explorer.runtime.refusals import is_out_of_memory, refusal
 
 LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -192,18 +192,20 @@ def load_best(spec: SessionSpec) -> tuple[Session, SessionSpec, str | None]:
     """A session at the highest optimization level that works, its spec, and why not at `spec`'s own level, if not.
 
     ONNX Runtime's optimizers break some valid models, which then load at a lower level only. SessionError, that of
-    `spec`'s own level, when none works.
+    `spec`'s own level, when none works; where memory runs out no lower one is tried.
     """
     levels = list(LEVELS)
-    refusal: SessionError | None = None
+    reason: str | None = None  # words alone: the error's traceback would hold on to what was loaded
     for level in levels[levels.index(spec.optimization) :]:
         attempt = replace(spec, optimization=level)
         try:
-            return Session(attempt), attempt, None if refusal is None else str(refusal)
+            return Session(attempt), attempt, reason
         except SessionError as error:
-            refusal = refusal or error
-    assert refusal is not None
-    raise refusal
+            reason = reason or str(error)
+            if is_out_of_memory(str(error)):
+                break
+    assert reason is not None
+    raise SessionError(reason)
 
 
 def load(

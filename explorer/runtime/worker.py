@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -79,10 +80,12 @@ def _usage(start_s: float) -> Usage:
     return Usage(wall_s, used.rss_bytes, used.peak_rss_bytes, gpu.held_bytes())
 
 
-def _read(stdin: BinaryIO, calls: queue.SimpleQueue[bytes]) -> None:
+def _read(stdin: BinaryIO, calls: queue.SimpleQueue[bytes], folder: Path) -> None:
     for line in stdin:
         calls.put(line)
-    # The parent has closed the pipe or died. A call may be deep in native code: do not wait for it.
+    # The parent has closed the pipe or died: nobody else deletes the folder, which may hold a model's weights. A call
+    # may be deep in native code: do not wait for it.
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
 
 
@@ -94,7 +97,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(sys.stdin.buffer, calls), daemon=True).start()
+    threading.Thread(target=_read, args=(sys.stdin.buffer, calls, folder), daemon=True).start()
     while True:
         call = decode(calls.get())
         assert isinstance(call, Call), call

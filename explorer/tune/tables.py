@@ -9,7 +9,7 @@ from collections import Counter
 from math import inf
 
 from explorer.profile.tables import Table
-from explorer.profile.words import SDPA_KERNELS, ms, shapes, spread, us
+from explorer.profile.words import SDPA_KERNELS, ms, shapes, spread, times_as_fast, us
 from explorer.tune.values import Trial, Tuning
 
 _COLUMNS = (
@@ -34,20 +34,24 @@ def headline(tuning: Tuning) -> list[str]:
 def _winner(tuning: Tuning) -> str:
     targets = Counter(fusion.target for fusion in tuning.plan.fusions)
     if not targets:
-        return "Nothing is faster here than the model as it is."
+        fused = any(trial.latency is not None and not trial.refusal for trial in tuning.trials if not trial.is_unfused)
+        return (
+            "Nothing is faster here than the model as it is." if fused else "Nothing that was fused ran and was right."
+        )
     plan = ", ".join(f"{count} block{'' if count == 1 else 's'} as {target}" for target, count in targets.items())
     winner, ratio = tuning.winner, tuning.winner.ratio
     took = "" if winner.latency is None else f": {ms(winner.latency.median_ms)}"
     if ratio is None:
         return f"Best: {plan}{took}."
-    noise = ", no measurable difference" if ratio.low <= 1 <= ratio.high else ""
-    return f"Best: {plan}{took}, {ratio.value:.2f}× as fast as unfused ({ratio.low:.2f} to {ratio.high:.2f}){noise}."
+    noise = "" if ratio.sign else ", no measurable difference"
+    interval = "" if ratio.low is None else f" ({ratio.low:.2f} to {ratio.high:.2f})"
+    return f"Best: {plan}{took}, {ratio.value:.2f}× as fast as unfused{interval}{noise}."
 
 
 def trials(tuning: Tuning) -> list[Table]:
     """The whole model, then a block of each family by itself: every trial, the fastest first."""
     return [
-        _table("The whole model", tuning.trials),
+        _table("The whole model (of what is level within the noise, fewest layout nodes win)", tuning.trials),
         *(_table(f"{family.label}, one cut out: {family.words}", family.trials) for family in tuning.families),
     ]
 
@@ -76,7 +80,7 @@ def _row(trial: Trial) -> tuple[str, ...]:
         trial.kernel,
         f"{took}, refused" if trial.refusal else took,
         "" if latency is None else spread(latency),
-        "" if ratio is None else f"{ratio.value:.2f}× ({ratio.low:.2f} – {ratio.high:.2f})",
+        times_as_fast(ratio),
         "" if trial.device_us is None else us(trial.device_us),
         "" if trial.is_unfused else str(trial.layout_nodes),
     )

@@ -115,7 +115,7 @@ def _near_the_best(family: FamilyTuning) -> set[str]:
 
 
 def _is_cheaper(family: FamilyTuning, trial: Trial, default: Trial) -> bool:
-    """True if one setting of sdpa_kernel costs less than another, beyond the noise."""
+    """True if one setting of sdpa_kernel costs less than another by more than is level, or beyond the noise."""
     if family.by_device and trial.device_us is not None and default.device_us is not None:
         return LEVEL * trial.device_us < default.device_us
     return is_faster(trial, default)

@@ -218,7 +218,7 @@ def is_faster(one: Trial, other: Trial) -> bool:
     """True if `one` took less time than `other` in the same rounds, beyond their noise. Both ran."""
     assert one.latency is not None
     assert other.latency is not None
-    return Ratio.of(other.latency, one.latency, seed=0).low > 1
+    return Ratio.of(other.latency, one.latency, seed=0).sign > 0
 
 
 def device(provider: str, environment: Mapping[str, str]) -> str:

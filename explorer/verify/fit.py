@@ -31,13 +31,14 @@ def fitting_inputs(
     *,
     provider: str = "auto",
     cancel: threading.Event | None = None,
+    timeout_s: float | None = None,
 ) -> Feeds:
     """Seeded inputs at the largest sizes up to `length` at which the model runs.
 
-    Raises InputError or SessionError if there are none.
+    Raises InputError or SessionError if there are none, WorkerTimeout if finding them takes longer than `timeout_s`.
     """
     with tempfile.TemporaryDirectory(prefix="onnx-explorer-") as folder:
-        runner = Runner(worker, Path(folder), provider=provider, cancel=cancel)
+        runner = Runner(worker, Path(folder), provider=provider, cancel=cancel, timeout_s=timeout_s)
         sizes = fitting_sizes(runner, model, shapes, seed, length)
     return seeded_inputs(model, shapes, seed, *sizes)
 

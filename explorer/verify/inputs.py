@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import psutil
 
 from explorer.errors import InputError
 from explorer.model import Dim, Model
@@ -121,10 +123,17 @@ def seeded_inputs(
 
     Floats are standard normal; integers that index a table (token ids, positions) stay inside it; masks hide the last
     quarter of every batch row but the first, and with `padded_row` all of the last row. A mask keeps with 1 and hides
-    with 0, but floats that the model adds to logits are 0 and −10,000.
+    with 0, but floats that the model adds to logits are 0 and −10,000. InputError if the shapes do not fit the model,
+    or the memory.
     """
-    rng = np.random.default_rng(seed)
+    if seed < 0:
+        raise InputError(f"expected a seed from 0, found {seed}: give another")
     concrete = input_shapes(model, shapes, length, batch)
+    size_bytes = 8 * sum(map(math.prod, concrete.values()))  # they are drawn in 64 bits
+    if size_bytes > psutil.virtual_memory().total:
+        sizes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in concrete.items())
+        raise InputError(f"expected inputs that fit in memory, found {sizes}: give smaller shapes")
+    rng = np.random.default_rng(seed)
     feeds: Feeds = {}
     for value in fed(model):
         name = value.name or ""

@@ -17,7 +17,7 @@ from explorer.model import Model
 from explorer.model.cut import cut
 from explorer.model.dims import evaluate, symbols
 from explorer.model.save import data_folder, serialize
-from explorer.runtime import Worker, arrays
+from explorer.runtime import Deadline, Worker, arrays
 from explorer.verify.inputs import Feeds, symbol_sizes
 from explorer.verify.judge import near
 
@@ -44,7 +44,10 @@ Outcome = Feeds | ExplorerError
 
 
 class Runner:
-    """Runs models in the worker. `stages` is about how many calls there will be, for the progress."""
+    """Runs models in the worker. `stages` is about how many calls there will be, for the progress.
+
+    `timeout_s` is a limit for all calls of `run` together, from now on.
+    """
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Runner:
         sdpa_kernel: int = 0,
         on_progress: OnProgress | None = None,
         cancel: threading.Event | None = None,
+        timeout_s: float | None = None,
         stages: float = 1.0,
     ) -> None:
         self.device = ""
@@ -67,6 +71,7 @@ class Runner:
         self._options = {"provider": provider, "optimization": "best", "sdpa_kernel": sdpa_kernel, "tf32": False}
         self._on_progress = on_progress
         self._cancel = cancel
+        self._deadline = Deadline(timeout_s)
         self._stages = stages
         self._done = 0
         self._written: tuple[Model, Path, Path | None] | None = None
@@ -79,7 +84,7 @@ class Runner:
         if not feeds:
             return []
         self._progress(f"running {what}")
-        facts, outs = self._call(_RUN, model, feeds, {**self._options, **options}, None)
+        facts, outs = self._call(_RUN, model, feeds, {**self._options, **options}, self._deadline.left_s())
         if "provider" not in options:
             self.device = str(facts["provider"])
         if self._options["optimization"] == "best" and "optimization" not in options:

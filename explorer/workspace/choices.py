@@ -32,7 +32,10 @@ class Choices:
     def use(self, tuning: Tuning) -> None:
         """Let "auto" go by `tuning` on its provider from now on; InputError if it is of another model."""
         if tuning.source != self._model.digest:
-            raise InputError("expected a tuning of the opened model, found one of another: tune this model")
+            raise InputError(
+                "expected a tuning of the opened model, found one of another, or of this one with another --shape: "
+                "tune this one"
+            )
         self._tunings[tuning.provider] = Found(tuning)
         self._made.clear()
 

@@ -13,7 +13,7 @@ from explorer.fusion import Plan
 from explorer.model import Model
 from explorer.profile import Profile, Subject, profile
 from explorer.profile.remarks import NO_GRAPHS
-from explorer.runtime import Worker
+from explorer.runtime import Deadline, Worker
 from explorer.tune import Tuning, tune
 from explorer.verify.inputs import Feeds
 from explorer.workspace.points import Shapes, points
@@ -52,9 +52,15 @@ class Measurements:
         cancel: threading.Event | None,
         timeout_s: float | None,
     ) -> Profile:
-        """Measure the source and, if the plan fuses anything, `fused` against it; `cuda_graph` adds each as a graph."""
+        """Measure the source and, if the plan fuses anything, `fused` against it; `cuda_graph` adds each as a graph.
+
+        `timeout_s` is a limit for everything, finding the inputs included.
+        """
+        deadline = Deadline(timeout_s)
         given = [shapes or {}] if shapes is None or isinstance(shapes, Mapping) else shapes
-        feeds = points(self._worker, self._model, given, seed, provider=provider, cancel=cancel)
+        feeds = points(
+            self._worker, self._model, given, seed, provider=provider, cancel=cancel, timeout_s=deadline.left_s()
+        )
         subjects = [Subject("original", self._model, regions=regions(self._model, self._blocks))]
         if plan.fusions:
             subjects.append(Subject("fused", fused, plan.digest, regions(fused, self._blocks)))
@@ -70,7 +76,7 @@ class Measurements:
             labels=tuple((block.id, block.label) for block in self._blocks),
             on_progress=on_progress,
             cancel=cancel,
-            timeout_s=timeout_s,
+            timeout_s=deadline.left_s(),
         )
         self._profiles[plan] = result
         return result
@@ -131,9 +137,12 @@ def measure(
     timeout_s: float | None = None,
 ) -> Profile:
     """What `explorer.profile.profile` does; `cuda_graph` adds each subject as a CUDA graph where there is CUDA."""
+    deadline = Deadline(timeout_s)
     graphs: list[Subject] = []
-    if cuda_graph and provider != "cpu" and "CUDA" in worker.call(_ENVIRONMENT, cancel=cancel).get("providers", ""):
-        graphs = [replace(item, name=f"{item.name}, CUDA graph", cuda_graph=True) for item in subjects]
+    if cuda_graph and provider != "cpu":
+        facts = worker.call(_ENVIRONMENT, cancel=cancel, timeout_s=deadline.left_s())
+        if "CUDA" in facts.get("providers", ""):
+            graphs = [replace(item, name=f"{item.name}, CUDA graph", cuda_graph=True) for item in subjects]
     found = profile(
         worker,
         [*subjects, *graphs],
@@ -145,6 +154,6 @@ def measure(
         labels=labels,
         on_progress=on_progress,
         cancel=cancel,
-        timeout_s=timeout_s,
+        timeout_s=deadline.left_s(),
     )
     return replace(found, notes=(*found.notes, NO_GRAPHS)) if cuda_graph and not graphs else found

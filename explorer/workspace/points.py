@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from explorer.model import Model
-from explorer.runtime import Worker
+from explorer.runtime import Deadline, Worker
 from explorer.verify import fitting_inputs, input_shapes, seeded_inputs
 from explorer.verify.fit import outside_tables
 from explorer.verify.inputs import Feeds
@@ -28,24 +28,35 @@ def points(
     *,
     provider: str = "auto",
     cancel: threading.Event | None = None,
+    timeout_s: float | None = None,
 ) -> tuple[Feeds, ...]:
     """Seeded inputs for each of `shapes`, which fix some inputs or all.
 
     Dynamic dimensions left open are 2 for a batch, 256 otherwise or as many as the model takes. Where none is left open
     the model is not tried first: a size that it does not take is a result of the profile. Raises InputError, or
-    SessionError if no size that is left open fits.
+    SessionError if no size that is left open fits; WorkerTimeout when all together take longer than `timeout_s`.
     """
-    return tuple(_point(worker, model, dict(given), seed, provider, cancel) for given in shapes)
+    deadline = Deadline(timeout_s)
+    return tuple(_point(worker, model, dict(given), seed, provider, cancel, deadline.left_s()) for given in shapes)
 
 
 def _point(
-    worker: Worker, model: Model, shapes: Shapes, seed: int, provider: str, cancel: threading.Event | None
+    worker: Worker,
+    model: Model,
+    shapes: Shapes,
+    seed: int,
+    provider: str,
+    cancel: threading.Event | None,
+    timeout_s: float | None,
 ) -> Feeds:
     if input_shapes(model, shapes, PROFILE_LENGTH, 2) != input_shapes(model, shapes, 2 * PROFILE_LENGTH, 3):
-        return fitting_inputs(worker, model, shapes, seed, PROFILE_LENGTH, provider=provider, cancel=cancel)
+        return fitting_inputs(
+            worker, model, shapes, seed, PROFILE_LENGTH, provider=provider, cancel=cancel, timeout_s=timeout_s
+        )
     feeds = seeded_inputs(model, shapes, seed)
     with tempfile.TemporaryDirectory(prefix="onnx-explorer-") as folder:
-        (outside,) = outside_tables(Runner(worker, Path(folder), provider=provider, cancel=cancel), model, [feeds])
+        runner = Runner(worker, Path(folder), provider=provider, cancel=cancel, timeout_s=timeout_s)
+        (outside,) = outside_tables(runner, model, [feeds])
     if outside is not None:
         raise outside
     return feeds

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from explorer.attention import Block, Obstacle, Status, recognise
@@ -318,9 +319,11 @@ class Workspace:
             on_progress=on_progress,
             cancel=cancel,
         )
-        self.use_tuning(tuning)
-        store.save(tuning)
-        return tuning
+        try:
+            store.save(tuning)
+        except ExportError as error:  # what was measured is worth more than its copy
+            tuning = replace(tuning, notes=(*tuning.notes, f"It is not kept for later: {error}"))
+        return self.use_tuning(tuning)
 
     def use_tuning(self, tuning: Tuning | str | Path) -> Tuning:
         """Let "auto" go by `tuning`, a value or a saved one; InputError if it is of another model."""

@@ -135,6 +135,24 @@ class TestAsAProgram:
         assert done.stderr.count(b"\n") == 1
         assert self.run("scan").returncode == 2
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+    def test_a_termination_ends_it_like_an_interrupt(self, tmp_path):
+        source = (
+            "import os, signal, sys\n"
+            "from explorer import cli\n"
+            "from explorer.runtime import Worker\n"
+            "def terminated(*_):\n"
+            "    with Worker() as worker:\n"
+            "        worker.call('explorer.runtime.environment:environment')\n"
+            "        os.kill(os.getpid(), signal.SIGTERM)\n"
+            "cli.scan.open_workspace = terminated\n"
+            "sys.exit(cli.main(['scan', 'm.onnx']))\n"
+        )
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+        done = subprocess.run([sys.executable, "-c", source], env=env, capture_output=True, check=False, timeout=120)
+        assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"onnx-explorer: stopped\n")
+        assert list(tmp_path.glob("onnx-explorer-*")) == []
+
     def test_a_terminal_that_cannot_show_an_arrow(self, write, tmp_path):
         """Redirected output on Windows is cp1252, which has no →."""
         done = self.run("fuse", write(), "-o", tmp_path / "out.onnx", "--no-verify", env={"PYTHONIOENCODING": "cp1252"})

@@ -92,7 +92,7 @@ class TestOnePoint:
         text = report.profile_text(profile(replace(point(), gpu=states, steady=False)))
         assert "GPU clock 1980 → 1500 MHz of 1980, 45 °C, 320 W of 700." in text
         assert "held back by: power cap." in text
-        assert "Others computed on this GPU meanwhile: x (pid 3), 1 GB." in text
+        assert "Others have this GPU open: x (pid 3), 1 GB." in text
         assert "still getting faster" in text
         assert "still getting faster" not in report.profile_text(profile())
 
@@ -141,10 +141,16 @@ class TestOnePoint:
         assert cells(text, "Cast") == ["2.00 ms (2)", "–", "−2.00 ms"], "two traces, not three"
 
     def test_slower_and_no_difference_are_said(self):
-        slower = profile(point(before=(1.0, 1.0, 1.0), after=(2.0, 2.0, 2.0)))
+        slower = profile(point(before=(1.0,) * 6, after=(2.0,) * 6))
         assert "fused is slower here: 0.50× the speed of original" in report.profile_text(slower)
-        equal = profile(point(before=(1.0, 2.0, 3.0), after=(1.0, 2.0, 3.0)))
+        equal = profile(point(before=(1.0, 2.0, 3.0) * 2, after=(1.0, 2.0, 3.0) * 2))
         assert "No measurable difference of fused to original" in report.profile_text(equal)
+
+    def test_few_rounds_say_nothing(self):
+        few = profile(point(before=(1.0,) * 4, after=(2.0,) * 4), runs=4)
+        text = report.profile_text(few)
+        assert "fused: 0.50× the speed of original, but 4 rounds are too few to tell that from chance" in text
+        assert "slower" not in text
 
     def test_unknown_devices(self):
         assert "unknown device" in report.profile_text(profile(environment=()))

@@ -19,7 +19,7 @@ def rows(text: str, name: str) -> list[list[str]]:
 def test_what_wins_and_where_it_was_measured():
     text = report.tuning_text(tuning())
     assert text.startswith("Best: 1 block as mha/bsd: 1.00 ms, 4.00× as fast as unfused")
-    assert "Measured on NVIDIA H200, ONNX Runtime 1.2.3, x 2×938×100; 3 timed rounds in turns." in text
+    assert "Measured on NVIDIA H200, ONNX Runtime 1.2.3, x 2×938×100; 6 timed rounds in turns." in text
     assert text.endswith("note: a note")
     assert "on the CPU" not in text
 
@@ -27,7 +27,7 @@ def test_what_wins_and_where_it_was_measured():
 def test_every_trial_the_fastest_first():
     text = report.tuning_text(tuning())
     (row,) = rows(text, "mha/bsd")
-    assert row[:6] == ["mha/bsd", "mha/bsd", "any, cudnn", "CUDNN_FLASH_ATTENTION", "1.00 ms", "1.00 – 1.05"]
+    assert row[:6] == ["mha/bsd", "mha/bsd", "any, cudnn", "CUDNN_FLASH_ATTENTION", "1.00 ms", "1.00 – 1.08"]
     assert row[-2:] == ["0.800 ms", "2"]
     (refused,) = rows(text, "attention/bnsh")
     assert "4.00 ms, refused" in refused

@@ -52,7 +52,7 @@ def variant(name: str, **changes) -> Variant:
     return replace(made, **changes)
 
 
-def measurement(name: str, runs_ms=(2.0, 1.0, 3.0), **changes) -> Measurement:
+def measurement(name: str, runs_ms=(2.0, 1.0, 3.0) * 2, **changes) -> Measurement:
     return replace(Measurement(name, 9.0, Latency(tuple(runs_ms)), None, None, (), ""), **changes)
 
 
@@ -73,7 +73,7 @@ def profile(*points: Point, **changes) -> Profile:
         environment=(("onnxruntime", "1.31.1"), ("gpu", "NVIDIA H200")),
         labels=(("b0", "attn0"),),
         source="00ff",
-        runs=3,
+        runs=6,
         seed=0,
         variants=tuple(map(variant, names)),
         points=points,

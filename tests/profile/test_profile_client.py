@@ -204,7 +204,7 @@ def test_a_kill_in_the_middle_is_a_message_and_in_a_trace_a_note(pair, feeds):
 
 
 def test_a_profile_past_its_time_limit_is_stopped(pair, feeds):
-    with Worker() as worker, pytest.raises(WorkerTimeout, match=r"The profile's time limit of 1\.5 s is over"):
+    with Worker() as worker, pytest.raises(WorkerTimeout, match=r"The profile's time limit is over: .* after 1\.5 s"):
         profile(worker, pair, [feeds], provider="cpu", runs=10**9, timeout_s=1.5)
 
 
@@ -363,7 +363,7 @@ def test_whoever_stops_a_trace_stops_the_profile(fake, pair, make_feeds, error):
 
 def test_all_calls_share_one_time_limit(fake, pair, make_feeds, monkeypatch):
     now = iter(range(100))
-    monkeypatch.setattr(client.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(now)))
     profile(fake(lambda worker, args: fit(TRACES, args)), pair, [make_feeds(1), make_feeds(2)], timeout_s=2.0)
     assert [call[2] for call in FakeWorker.calls if isinstance(call, tuple)] == [1.0, 0.0, 0.0]
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from profile_values import PROFILE, TRACE, measurement, point, profile, refused, variant
 
+from explorer.errors import InputError
 from explorer.profile.compare import Difference, OpChange, compare
 from explorer.profile.values import Dispatch, Ratio
 
@@ -17,6 +18,7 @@ def test_a_profile_compared_with_itself_has_not_changed():
     assert (found.conditions, found.graphs, found.only_before, found.only_after) == ((), (), (), ())
     assert [change.variant for change in found.changes] == ["original", "fused"] * 2
     original, fused, _, refused = found.changes
+    assert original.ratio.sign == 0
     assert (original.before_ms, original.after_ms, original.shapes) == (2.0, 2.0, SHAPES)
     assert original.ratio.value == 1.0
     assert original.ratio.low < 1 < original.ratio.high  # the runs of two profiles are no pairs
@@ -42,7 +44,7 @@ def test_what_differs_is_said_of_each_side():
     )
     found = compare(before, after)
     assert found.conditions == (
-        Difference("runs", "3", "1"),
+        Difference("runs", "6", "1"),
         Difference("onnxruntime", "1.31.1", ""),
         Difference("driver", "", "580"),
     )
@@ -94,3 +96,9 @@ def test_a_variant_that_ran_only_once_is_compared_as_far_as_that_goes(sides):
     (change,) = compare(*(profile(point(items[side])) for side in sides)).changes
     assert {change.before_ms, change.after_ms} == {2.0, None}
     assert change.ratio is None
+
+
+def test_profiles_that_have_nothing_in_common_are_refused():
+    other = profile(point(measurement("another")))
+    with pytest.raises(InputError, match="found original, fused then and another now"):
+        compare(PROFILE, other)

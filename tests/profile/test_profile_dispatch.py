@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from recorded_runs import FOLDER, NO_GRAPH, node_run, recorded, recording
 
 from explorer.profile.attribution import trace_of
 from explorer.profile.dispatch import Said, dispatches, parse, seen_kernel
-from explorer.profile.fallbacks import conditions
+from explorer.profile.fallbacks import conditions, fallback
 from explorer.profile.ort_graph import OrtGraph, OrtNode
 from explorer.profile.recording import GpuWork, Launch
 
@@ -23,6 +24,8 @@ PRINTED = (
 SETTINGS = json.loads((FOLDER / "sdpa_kernel.json").read_text(encoding="utf-8"))
 FLASH = "flash_fwd_kernel<Flash_fwd_kernel_traits>"
 SOFTMAX = "SoftmaxKernelSmall<half>"
+MHA, GQA, WEIGHTED = "MultiHeadAttention", "GroupQueryAttention", "com.microsoft.Attention"
+CUDNN, EFFICIENT, UNKNOWN = "cuDNN flash", "memory-efficient", "of a condition that is not known here"
 
 
 def test_each_nodes_kernel_is_read_once():
@@ -79,8 +82,8 @@ def test_what_the_h200_said_and_what_it_ran_are_the_same_for_each_setting(operat
             "Attention",
             "8",
             "MATH",
-            "MATH ran, which writes all scores to memory, because sdpa_kernel=8 allows only cuDNN flash, and Attention "
-            "has no path to cuDNN.",
+            "MATH ran, which writes all scores to memory, because sdpa_kernel=8 allows only cuDNN flash, and in "
+            "onnxruntime 1.31 Attention has no path to cuDNN.",
         ),
         (
             "Attention",
@@ -116,9 +119,9 @@ def test_the_recordings_of_the_h200_show_what_ran():
 
 def dispatched(
     operator, tensors, kernels=(), *, log="", name="a", setting=0, capability="9.0", attributes=None, provider="cuda",
-    method="cupti", domain="", places=None, host_us=90,
+    method="cupti", domain="", places=None, host_us=90, gpu_us=0.001,
 ):  # fmt: skip
-    """What is found of one node that ran `kernels` and has inputs at `places` (or the first ones)."""
+    """What is found of one node that ran `kernels`, each for `gpu_us`, and has inputs at `places` (or the first)."""
     places = range(len(tensors)) if places is None else places
     inputs = tuple(f"i{at}" if at in places else "" for at in range(max(places) + 1))
     graph = OrtGraph(
@@ -133,7 +136,7 @@ def dispatched(
     run = replace(
         base,
         launches=tuple(Launch(at, 1000 * at, 1000 * at + 500) for at, _ in numbered),
-        work=tuple(GpuWork("kernel", kernel, at, 7, 2000 * at, 2000 * at + 1, 0) for at, kernel in numbered),
+        work=tuple(GpuWork("kernel", kernel, at, 7, at, at + round(1000 * gpu_us), 0) for at, kernel in numbered),
     )
     return dispatches(trace_of(run, graph, ()), log, graph, setting, capability)
 
@@ -152,8 +155,8 @@ LOST = " It rounds them to float16 before the softmax, which is then no longer o
     [
         (
             {"tensors": [*HALF, "int32[1,64]"], "places": [0, 1, 2, 4]},
-            f"{MATH}, because it has a key_padding_mask, which only MATH takes; as attention_bias the mask runs "
-            f"faster.{LOST}",
+            f"{MATH}, because it has a 2-D key_padding_mask, which neither flash nor the memory-efficient kernel "
+            f"takes; as attention_bias the mask can run faster.{LOST}",
         ),
         (
             {"tensors": ["float16[1,64,40]"] * 3},
@@ -181,13 +184,13 @@ LOST = " It rounds them to float16 before the softmax, which is then no longer o
         ),
         (
             {
-                "tensors": ["float16[1,60,128]", "float16[1,77,128]", "float16[1,77,128]", "float16[1,2,60,77]"],
+                "tensors": ["float16[1,60,128]"] * 3 + ["float16[1,2,60,60]"],
                 "places": [0, 1, 2, 5],
                 "capability": "8.6",
             },
             f"{MATH}: not cuDNN flash, because the device's compute capability 8.6 is below 9.0; not Flash, because it "
-            "has an attention_bias; not memory-efficient, because its attention_bias is for 77 keys and 60 queries, no "
-            f"multiple of 8.{LOST}",
+            "has an attention_bias; not memory-efficient, because its attention_bias is for 60 queries, no multiple of "
+            f"8.{LOST}",
         ),
         (
             {"tensors": ["bfloat16[1,64,40]"] * 3, "dtype": "bf16"},
@@ -199,7 +202,7 @@ LOST = " It rounds them to float16 before the softmax, which is then no longer o
                 "tensors": ["float16[1,2,64,64]", "float16[1,2,77,64]", "float16[1,2,77,64]", "bool[64,77]"],
             },
             f"{MATH}: not Flash, because it has a mask; not memory-efficient, because its mask is for 77 keys, no "
-            "multiple of 8.",
+            "multiple of 4.",
         ),
         (
             {
@@ -209,25 +212,6 @@ LOST = " It rounds them to float16 before the softmax, which is then no longer o
             },
             f"{MATH}: not Flash, because it computes in float32, and they take float16 and bfloat16; not "
             "memory-efficient, because it shares key heads, which in float32 only MATH can.",
-        ),
-        (
-            {
-                "operator": "GroupQueryAttention",
-                "tensors": ["float16[1,64,256]", "float16[1,64,128]", "float16[1,64,128]", "float16[1,4,64,64]"],
-                "places": [0, 1, 2, 10],
-                "attributes": {"num_heads": 4, "kv_num_heads": 2},
-            },
-            f"{MATH}, because it has an attention_bias, which only MATH takes.",
-        ),
-        (
-            {
-                "operator": "GroupQueryAttention",
-                "tensors": ["float16[1,64,256]", "float16[1,64,128]", "float16[1,64,128]"],
-                "attributes": {"num_heads": 4, "kv_num_heads": 2, "softcap": 0.5},
-                "setting": 8,
-            },
-            f"{MATH}: not cuDNN flash, because it caps its scores; not Flash or memory-efficient, because "
-            "sdpa_kernel=8 allows only cuDNN flash.",
         ),
         (
             {"tensors": HALF, "places": [0, 1, 2, 3]},  # what came in is not what the graph says
@@ -270,12 +254,14 @@ def test_the_memory_efficient_kernel_is_a_fallback_of_flash_alone(case, warning)
 
 def test_cudnn_that_prepares_itself_in_every_run_is_told():
     """As a block cut out of the F5-like DiT did on an H200: 40 ms on the host for 0.03 ms on the GPU."""
-    kernel = ["cudnn_generated_fort_native_sdpa_sm90_flash_fprop"]
-    (one,) = dispatched("MultiHeadAttention", HALF, kernel, log=said("CUDNN_FLASH_ATTENTION"), host_us=41000)
-    assert one.warning.startswith("It kept the host busy for 41 ms a run, since cuDNN was prepared for the shape again")
-    (one,) = dispatched("MultiHeadAttention", HALF, kernel, log=said("CUDNN_FLASH_ATTENTION"), host_us=4000)
+    kernel, log = ["cudnn_generated_fort_native_sdpa_sm90_flash_fprop"], said("CUDNN_FLASH_ATTENTION")
+    (one,) = dispatched(MHA, HALF, kernel, log=log, host_us=41000)
+    assert one.warning.startswith("It kept the host busy for 41 ms a run, probably because cuDNN was prepared for ")
+    (one,) = dispatched(MHA, HALF, kernel, log=log, host_us=4000)
     assert one.warning == ""
-    (one,) = dispatched("MultiHeadAttention", HALF, [FLASH], log=said("FLASH_ATTENTION"), host_us=41000)
+    (one,) = dispatched(MHA, HALF, kernel, log=log, host_us=41000, gpu_us=4200)  # as with a full launch queue
+    assert one.warning == ""
+    (one,) = dispatched(MHA, HALF, [FLASH], log=said("FLASH_ATTENTION"), host_us=41000)
     assert one.warning == ""
 
 
@@ -285,6 +271,39 @@ def asked(operator, attributes, tensors, inputs, domain="", capability="9.0"):
     ).nodes[0]
     in_graph = OrtNode("a", operator, domain, tuple(inputs.split(" ")), ("y",), tuple(attributes.items()))
     return conditions(node, in_graph, "fp16", 0, capability)
+
+
+@pytest.mark.parametrize(
+    ("operator", "changes", "kernel", "reason"),
+    [
+        (MHA, {"padding_mask": (2,)}, CUDNN, UNKNOWN),
+        (MHA, {"padding_mask": (2,)}, EFFICIENT, "its key_padding_mask has shape [2], not [8] (lengths and starts)"),
+        (MHA, {"padding_mask": (8,)}, CUDNN, "its key_padding_mask has shape [8], not [2] (lengths)"),
+        (MHA, {"padding_mask": (8,)}, EFFICIENT, UNKNOWN),
+        (WEIGHTED, {"padding_mask": (4,)}, CUDNN, "its mask_index has shape [4], not [2] (lengths)"),
+        (WEIGHTED, {"padding_mask": (4,)}, "Flash", "it has a mask_index"),
+        (MHA, {"bias": True, "queries": 60}, EFFICIENT, "its attention_bias is for 60 queries, no multiple of 8"),
+        (
+            MHA,
+            {"bias": True, "queries": 8, "dtype": "fp32"},
+            EFFICIENT,
+            "its attention_bias is for 8 queries, no multiple of 16",
+        ),
+        (MHA, {"bias": True, "keys": 77}, EFFICIENT, UNKNOWN),
+        ("Attention", {"bias": True, "keys": 77}, EFFICIENT, "its mask is for 77 keys, no multiple of 4"),
+        ("Attention", {"bias": True, "queries": 61, "keys": 68}, EFFICIENT, UNKNOWN),
+        (GQA, {"bias": True}, EFFICIENT, "it has an attention_bias, which only MATH takes"),
+        (GQA, {"softcap": True}, CUDNN, "it caps its scores"),
+        (GQA, {"local_window": True}, CUDNN, "it has a local window"),
+        (GQA, {"sink": True}, CUDNN, "its softmax is smooth or has a sink"),
+    ],
+)
+def test_each_operator_has_its_own_conditions(operator, changes, kernel, reason):
+    """For a batch of 2 with 64 queries and keys; sdpa_kernel rules the other kernels out."""
+    plain = asked(MHA, {"num_heads": 4}, ["f[2,64,32]"] * 3, "q k v")
+    only = {CUDNN: 8, EFFICIENT: 2, "Flash": 1}[kernel]
+    words = fallback("MATH", replace(plain, operator=operator, sdpa_kernel=only, **changes))
+    assert re.search(rf"not {kernel}, because {re.escape(reason)}(;|\.)", words)
 
 
 @pytest.mark.parametrize(
@@ -322,13 +341,20 @@ def test_sizes_are_read_from_every_layout(operator, attributes, tensors, inputs,
 
 def test_inputs_and_heads_are_told_by_the_graph():
     mask = asked("MultiHeadAttention", {"num_heads": 4}, ["f[2,9,32]"] * 3 + ["i[2,9]"], "q k v  m")
-    assert (mask.padding_mask, mask.bias, mask.shared_heads) == (True, False, False)
+    assert (mask.batch, mask.padding_mask, mask.bias, mask.shared_heads) == (2, (2, 9), False, False)
     bias = asked("MultiHeadAttention", {"num_heads": 4}, ["f[2,9,32]"] * 3 + ["f[1,1,9,9]"], "q k v   b")
-    assert (bias.padding_mask, bias.bias) == (False, True)
+    assert (bias.padding_mask, bias.bias, bias.capability) == (None, True, 9.0)
     assert asked("Attention", {"q_num_heads": 4, "kv_num_heads": 2}, ["f[2,9,32]"], "q").shared_heads
     assert asked("Attention", {}, ["f[2,4,9,8]", "f[2,2,9,8]"], "q k").shared_heads
     assert not asked("Attention", {}, ["f[2,4,9,8]", "f[2,4,9,8]"], "q k").shared_heads
-    assert mask.capability == 9.0
+    heads = {"num_heads": 4, "kv_num_heads": 2}
+    plain = asked(GQA, {**heads, "local_window_size": -1, "smooth_softmax": 0}, ["f[2,9,64]"], "q")
+    assert (plain.local_window, plain.sink, plain.softcap, plain.bias) == (False, False, False, False)
+    assert asked(GQA, {**heads, "local_window_size": 4}, ["f[2,9,64]"], "q").local_window
+    assert asked(GQA, {**heads, "smooth_softmax": 1}, ["f[2,9,64]"], "q").sink
+    assert asked(GQA, {**heads, "softcap": 0.5}, ["f[2,9,64]"], "q").softcap
+    assert asked(GQA, heads, ["f[2,9,64]", "f[4]"], "q" + " " * 11 + "s").sink
+    assert asked(GQA, heads, ["f[2,9,64]", "f[1,4,9,9]"], "q" + " " * 10 + "b").bias
     assert asked("Attention", {}, ["f[2,4,9,8]"], "q", capability="").capability is None
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -29,9 +31,21 @@ class FakeClock:
 
         def run():
             log.append(name)
-            self.now_s += next(durations) / 1e3
+            duration_ms = next(durations)
+            if duration_ms is None:
+                raise SessionError("refused")
+            self.now_s += duration_ms / 1e3
 
         return run
+
+    def bound(self, name, log, durations_ms):
+        """A `Runner` whose runs, each a duration or an error, take as long."""
+
+        class Bound:
+            def bind(own, feeds):  # noqa: N805
+                return self.runner(name, log, durations_ms)
+
+        return Runner(Bound(), {})
 
 
 def test_variants_take_turns_and_only_their_runs_are_timed():
@@ -73,9 +87,24 @@ def test_nobody_takes_no_turns():
 )
 def test_warming_up_ends_when_all_are_steady_or_at_a_bound(a, b, minimum_s, expected):
     clock, log = FakeClock(), []
-    runners = [clock.runner("a", log, a), clock.runner("b", log, b)]
+    runners = [clock.bound("a", log, a), clock.bound("b", log, b)]
     assert measure.warm_up(runners, minimum_s=minimum_s, clock=clock) == expected
     assert log == ["a", "b"] * expected[0]
+
+
+@pytest.mark.parametrize(
+    ("steady", "refused", "expected"),
+    [
+        ([1] * 20, [9, 8, 7, None], (6, True)),  # its times fell until it was refused
+        ([1] * 20, [9, 8, 7, 6, 5, 4, None], (7, True)),
+        ([1, 1, None], [9, 8, 7, None], (4, True)),  # nobody is left
+    ],
+)
+def test_who_is_refused_while_warming_up_is_not_waited_for(steady, refused, expected):
+    clock, log = FakeClock(), []
+    runners = [clock.bound("a", log, steady), clock.bound("b", log, refused)]
+    assert measure.warm_up(runners, clock=clock) == expected
+    assert log.count("b") == refused.index(None) + 1
 
 
 class FakeSession:
@@ -159,6 +188,54 @@ def test_without_the_first_there_is_no_ratio_and_without_anyone_no_warm_up(conte
     assert (point.warmup, point.measurements[0].refusal) == (0, "No.")
 
 
+SHORT = "ONNX Runtime cannot run m.onnx: it ran out of GPU memory; use a smaller batch or sequence, or free memory."
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        (0, SHORT),
+        (1, SHORT[:-1] + "; 1 other session was loaded beside it, so it may run alone."),
+        (2, SHORT[:-1] + "; 2 other sessions were loaded beside it, so it may run alone."),
+    ],
+)
+def test_who_finds_no_memory_beside_others_may_run_alone(context, loaded, monkeypatch, others, said):
+    def refuse(spec):
+        raise SessionError(SHORT)
+
+    beside = {f"other{index}": FakeSession() for index in range(others)}
+    short = FakeSession(SessionError(SHORT))
+    variants = loaded(short=short, absent=SessionError("No."), **beside)
+    point, _ = measure.measure_point(Report(context, 0, 1), variants, {}, 1, 0, cuda=False)
+    assert (point.of("short").refusal, point.of("absent").refusal) == (said, "No.")
+    monkeypatch.setattr(measure, "load_best", refuse)
+    late = measure.load(spec("m.onnx"), "cpu", beside=others)
+    assert str(late.session) == said
+    point, _ = measure.measure_point(Report(context, 0, 1), [*loaded(**beside), late], {}, 1, 0, cuda=False)
+    assert point.of("m").refusal == said  # told once
+
+
+def test_who_is_refused_for_another_reason_is_told_nothing_of_others(context, loaded):
+    variants = loaded(a=FakeSession(), b=FakeSession(SessionError("Gone.")))
+    point, _ = measure.measure_point(Report(context, 0, 1), variants, {}, 1, 0, cuda=False)
+    assert point.of("b").refusal == "Gone."
+
+
+def test_a_later_variant_is_loaded_beside_those_that_are_there(context, save_model, tmp_path, monkeypatch):
+    def refuse(spec):
+        if "second" in spec.model:
+            raise SessionError(SHORT)
+        return sessions.load_best(spec)
+
+    monkeypatch.setattr(measure, "load_best", refuse)
+    relu = "g (float[N] x) => (float[N] y) { y = Relu (x) }"
+    variants = [spec(save_model(name, relu), name=name) for name in ("first", "second")]
+    arrays.save(tmp_path / "feeds.npz", {"x": np.ones(3, np.float32)})
+    measure.measure(context, variants, [str(tmp_path / "feeds.npz")], str(tmp_path / "out"), "cpu", runs=1)
+    (point,) = answers.read(tmp_path / "out", Timings).points
+    assert point.of("second").refusal.endswith("; 1 other session was loaded beside it, so it may run alone.")
+
+
 def test_the_gpu_is_asked_right_before_and_after_the_timed_runs(context, loaded, monkeypatch):
     a, b = FakeSession(), FakeSession()
     asked = []
@@ -229,6 +306,41 @@ def test_a_model_that_the_optimizer_breaks_is_measured_at_the_next_level(save_mo
     assert type(found.session) is Picky
     assert (found.loading.optimization, found.loading.lowered) == ("basic", "not at all.")
     assert found.loading.load_s > 0
+
+
+def test_a_load_that_failed_holds_on_to_nothing(monkeypatch):
+    class Native:
+        def __init__(self, *args, **options):
+            made.append(weakref.ref(self))
+
+        def get_providers(self):
+            return ["CPUExecutionProvider"]
+
+    made: list[weakref.ref] = []
+    monkeypatch.setattr(sessions.ort, "InferenceSession", Native)
+    gc.disable()  # what only a collection frees is held, too
+    try:
+        found = measure.load(spec("m.onnx"), "cuda")
+        assert isinstance(found.session, SessionError)
+        assert found.session.__traceback__ is None
+        assert [native() for native in made] == [None] * len(sessions.LEVELS)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("first", ["its graph is broken.", ""])
+def test_where_memory_runs_out_no_lower_level_is_tried(monkeypatch, first):
+    tried = []
+
+    def refuse(spec):
+        tried.append(spec.optimization)
+        raise SessionError(first if first and len(tried) == 1 else SHORT)
+
+    monkeypatch.setattr(sessions, "Session", refuse)
+    with pytest.raises(SessionError) as caught:
+        sessions.load_best(SessionSpec("m.onnx", "cuda"))
+    assert str(caught.value) == (first or SHORT)  # the reason at the level that was asked for
+    assert tried == (["all", "extended"] if first else ["all"])
 
 
 def test_a_model_that_loads_at_no_level_has_the_reason_of_the_first(save_model):

@@ -237,7 +237,7 @@ def test_events_are_read_as_onnx_runtime_writes_them():
         event("a_fence_before", 12, 0),
     ]
     take = recorder._Take(1_005_000, 1_040_000, recorder._NOTHING, "said")
-    assert recorder._recording(take, events, 1_000_000, "launch-blocking", "cuda") == Recording(
+    assert recorder._recording(take, 1, events, 1_000_000, "launch-blocking", "cuda") == Recording(
         method="launch-blocking",
         runs=(RunSpan(1_010_000, 1_030_000),),
         nodes=(
@@ -252,9 +252,11 @@ def test_events_are_read_as_onnx_runtime_writes_them():
         arena_held_bytes=1024,
         log="said",
     )
-    assert recorder._recording(take, events[:2], 1_000_000, "cupti", "cuda") == NO_ROOM
+    assert recorder._recording(take, 1, events[:2], 1_000_000, "cupti", "cuda") == NO_ROOM
+    # ONNX Runtime stopped in the second run: what it did there is nobody's
+    assert recorder._recording(take, 2, events, 1_000_000, "launch-blocking", "cuda") == NO_ROOM
     with pytest.raises(NoTracer, match="records nothing"):
-        recorder._recording(take, events, 1_000_000, "cupti", "cuda")
+        recorder._recording(take, 1, events, 1_000_000, "cupti", "cuda")
 
 
 def test_placement_counts_by_provider():

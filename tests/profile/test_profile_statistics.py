@@ -81,3 +81,11 @@ def test_the_interval_is_that_of_its_seed_and_contains_the_ratio(paired):
 )
 def test_a_warm_up_is_over_when_runs_stop_getting_faster(history, steady):
     assert is_steady(history) is steady
+
+
+@pytest.mark.parametrize(("runs", "known"), [(4, False), (5, True)])
+def test_few_runs_have_no_interval(runs, known):
+    """Of two equal models every third would be called faster or slower after three runs."""
+    ratio = Ratio.of(Latency((2.0,) * runs), Latency((1.0,) * runs), 0)
+    assert (ratio.value, ratio.low, ratio.high) == ((2.0, 2.0, 2.0) if known else (2.0, None, None))
+    assert ratio.sign == int(known)

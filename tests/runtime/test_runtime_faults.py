@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 
@@ -141,6 +142,18 @@ class TestDeath:
         monkeypatch.setattr(client, "_COMMAND", (sys.executable, "-c", "import explorer.nowhere"))
         with Worker() as worker, pytest.raises(WorkerDied, match=r"exit status 1 .*No module named 'explorer.nowhere'"):
             worker.call("explorer.x:f")
+
+
+def test_when_its_parent_is_gone_it_deletes_its_folder(tmp_path):
+    folder = tmp_path / "own"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "weights").write_bytes(b"x")
+    log = folder / "worker.log"
+    with log.open("ab") as stderr:
+        command = [*client._COMMAND, str(folder), str(log)]
+        ended = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=stderr, cwd=client._ROOT, timeout=60)
+    assert ended.returncode == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 class TestOutOfMemory:

@@ -18,7 +18,7 @@ MODEL = cast(Model, SimpleNamespace())
 
 def profiled(profiler: FakeProfiler, *ways: Way) -> list[Any]:
     found = profiler(
-        None, [way.subject for way in ways], [{"x": np.zeros(1)}], provider="cuda", runs=4, seed=0, trace=True
+        None, [way.subject for way in ways], [{"x": np.zeros(1)}], provider="cuda", runs=6, seed=0, trace=True
     )
     return [trial_of(way, found) for way in ways]
 

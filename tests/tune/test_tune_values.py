@@ -141,18 +141,18 @@ class TestDocument:
             (lambda: tuning(plan=Plan("5" * 64, (Fusion("b0", "mha"), Fusion("b0", "gqa")))), "a block twice"),
             (lambda: tuning(plan=Plan("5" * 64, (Fusion("b0", "mha/sbd"),))), "the target 'mha/sbd'"),
             (lambda: tuning(families=(family(trial("flash")),)), "the target 'flash'"),
-            (lambda: tuning(families=()), "4 runs and 0 families"),
+            (lambda: tuning(families=()), "6 runs and 0 families"),
             (lambda: tuning(trials=()), "without trials"),
             (lambda: tuning(families=(family(),)), "without trials"),
             (lambda: tuning(trials=(trial(("", "")),)), "2 targets where there are 1"),
-            (lambda: tuning(runs=5), "4 runs where there are 5"),
+            (lambda: tuning(runs=5), "6 runs where there are 5"),
         ],
     )
     def test_what_contradicts_itself(self, changed: Callable[[], Tuning], found: str) -> None:
         with pytest.raises(InputError, match=f"agrees with itself, found .*{found}"):
             Tuning.from_json(changed().to_json())
 
-    @pytest.mark.parametrize("damage", [{"provider": "tpu"}, {"runs": "4"}, {"families": {}}, {"plan": None}])
+    @pytest.mark.parametrize("damage", [{"provider": "tpu"}, {"runs": "6"}, {"families": {}}, {"plan": None}])
     def test_other_types(self, damage: dict[str, Any]) -> None:
         with pytest.raises(InputError, match=r"expected a complete tuning, found that Tuning\."):
             Tuning.from_json({**tuning().to_json(), **damage})

@@ -20,7 +20,7 @@ from explorer.profile.values import (
 from explorer.tune import FamilyTuning, Trial, Tuning
 
 ENVIRONMENT = (("onnxruntime", "1.31.1"), ("cpu", "A processor"), ("gpu", "NVIDIA H200"))
-RUNS = 4
+RUNS = 6
 
 
 def latency(ms: float, noise: float = 0.0) -> Latency:
