@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from attention_graphs import run_on_cpu
+from attention_layers import ATTENTION
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import parser
@@ -20,23 +21,7 @@ from explorer.model import Model, load
 from explorer.model.save import serialize
 
 # Two layers that share a mask, one whose logits tell a size, one in a branch; each with a scale of its own.
-LAYER = """
-    q{i} = Mul(h{i}, w{i})
-    k{i} = Add(h{i}, w{i})
-    qs{i} = Reshape(q{i}, split)
-    ks{i} = Reshape(k{i}, split)
-    vs{i} = Reshape(h{i}, split)
-    qt{i} = Transpose<perm = [0, 2, 1, 3]>(qs{i})
-    kt{i} = Transpose<perm = [0, 2, 3, 1]>(ks{i})
-    vt{i} = Transpose<perm = [0, 2, 1, 3]>(vs{i})
-    x{i} = MatMul(qt{i}, kt{i})
-    l{i} = Mul(x{i}, scale{i})
-    m{i} = {masked}
-    p{i} = Softmax<axis = -1>(m{i})
-    o{i} = MatMul(p{i}, vt{i})
-    ot{i} = Transpose<perm = [0, 2, 1, 3]>(o{i})
-    y{i} = Reshape(ot{i}, merge)
-"""
+LAYER = "q{i} = Mul(h{i}, w{i})\nk{i} = Add(h{i}, w{i})" + ATTENTION
 HEADER = '<ir_version: 8, opset_import: ["" : 17]>'
 SIGNATURE = "g (float[b, s, 16] h0, float[b, 1, 1, s] mask, bool late) => (float[b, s, 16] y, int64[1] keys)"
 WEIGHTS = ", ".join(

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import onnx
 import onnx.parser
+from attention_layers import ATTENTION
 
 HEADER = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>'
 
 # From BSD to BSD, with a scale of its own so that layers can be of several families
-LAYER = """
-    q{i} = Mul(h{i}, w)
-    qs{i} = Reshape(q{i}, split)
-    ks{i} = Reshape(h{i}, split)
-    vs{i} = Reshape(h{i}, split)
-    qt{i} = Transpose<perm = [0, 2, 1, 3]>(qs{i})
-    kt{i} = Transpose<perm = [0, 2, 3, 1]>(ks{i})
-    vt{i} = Transpose<perm = [0, 2, 1, 3]>(vs{i})
-    x{i} = MatMul(qt{i}, kt{i})
-    l{i} = Mul(x{i}, scale{i})
-    m{i} = {masked}
-    p{i} = Softmax<axis = -1>(m{i})
-    o{i} = MatMul(p{i}, vt{i})
-    ot{i} = Transpose<perm = [0, 2, 1, 3]>(o{i})
-    y{i} = Reshape(ot{i}, merge)
-    h{next} = Add(h{i}, y{i})
-"""
+LAYER = "q{i} = Mul(h{i}, w)\nk{i} = Identity(h{i})" + ATTENTION + "h{next} = Add(h{i}, y{i})\n"
 
 
 def network(*scales: float, mask: bool = False) -> onnx.ModelProto:
