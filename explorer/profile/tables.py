@@ -15,6 +15,7 @@ from explorer.profile.compare import Comparison
 from explorer.profile.sweep import sweep_axis
 from explorer.profile.trace import OpTime, Trace
 from explorer.profile.values import Measurement, Placement, Point, Profile, Variant
+from explorer.runtime.memory import in_words
 
 MOST_OPERATORS = 10
 MOST_CHANGES = 5
@@ -210,10 +211,10 @@ def _facts(item: Traced, provider: str) -> dict[str, str]:
         f"{words.us(trace.unattributed_us)} ({words.share(trace.unattributed_share, 1.0)})"
     )
     for copies in trace.copies:
-        facts[copies.kind] = f"{copies.count:.0f} × {words.us(copies.time_us)}, {words.size(copies.size_bytes)}"
+        facts[copies.kind] = f"{copies.count:.0f} × {words.us(copies.time_us)}, {in_words(copies.size_bytes)}"
     if trace.arena_peak_bytes is not None:
-        held = "" if trace.arena_held_bytes is None else f" (of {words.size(trace.arena_held_bytes)} held)"
-        facts["memory at its peak, with weights"] = words.size(trace.arena_peak_bytes) + held
+        held = "" if trace.arena_held_bytes is None else f" (of {in_words(trace.arena_held_bytes)} held)"
+        facts["memory at its peak, with weights"] = in_words(trace.arena_peak_bytes) + held
     if variant.placement:
         facts["nodes by provider"] = ", ".join(_placed(own, provider) for own in variant.placement)
     facts["Memcpy nodes"] = str(variant.memcpy_nodes)

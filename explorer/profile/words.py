@@ -55,14 +55,6 @@ def us(value: float) -> str:
     return ms(value / 1000)
 
 
-def size(count: float) -> str:
-    """Bytes: "1.2 GB", "340 kB", "0 B"."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.3g} {unit}"
-    return f"{count:.0f} B"
-
-
 def share(part: float, whole: float) -> str:
     """A part of a whole in percent, to a tenth where it is small."""
     percent = 100 * part / whole if whole else 0.0

@@ -31,6 +31,10 @@ def memory(pid: int) -> Memory | None:
     return Memory(info.rss, max(info.rss, peak))
 
 
-def in_words(count: int) -> str:
-    """A number of bytes for people: "4.3 GB", "17.3 MB"."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+def in_words(count: float) -> str:
+    """A number of bytes for people: "4.29 GB", "340 kB", "0 B"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            value = count / factor
+            return f"{value:.3g} {unit}" if value < 1000 else f"{value:.0f} {unit}"
+    return f"{count:.0f} B"

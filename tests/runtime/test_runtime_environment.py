@@ -29,7 +29,7 @@ def test_a_gpu_is_named_with_all_that_decides_which_kernels_it_has(context, monk
         "gpus": "2",
         "driver": "580.95.05",
         "compute_capability": "9.0",
-        "gpu_memory": "150.8 GB",
+        "gpu_memory": "151 GB",
         "cupti": "13.0.1",
     }
     assert facts["providers"] == "CUDAExecutionProvider, CPUExecutionProvider"

@@ -96,7 +96,7 @@ def test_other_processes_are_named_without_their_folders():
         "41, /usr/bin/python3, 1144\n42, C:\\Program Files\\a, b.exe, [N/A]\n43, ./me, 9\n44, [Not Found], 8\nNo more\n"
     )
     state = gpu.parse_state(", ".join(["1"] * 9), processes, own_pid=43)
-    assert state.others == ("python3 (pid 41), 1.2 GB", "a, b.exe (pid 42)", "[Not Found] (pid 44), 8.4 MB")
+    assert state.others == ("python3 (pid 41), 1.2 GB", "a, b.exe (pid 42)", "[Not Found] (pid 44), 8.39 MB")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_the_state_is_asked_with_the_fields_that_are_read(driver, nvidia_smi):
         "*) exit 2 ;; esac"
     )
     assert gpu.state() == GpuState(
-        1, 2, 3, 4, 5.5, 6.5, 7 * 2**20, 8 * 2**20, ("power cap",), ("init (pid 1), 9.4 MB",)
+        1, 2, 3, 4, 5.5, 6.5, 7 * 2**20, 8 * 2**20, ("power cap",), ("init (pid 1), 9.44 MB",)
     )
 
 

@@ -33,7 +33,8 @@ def test_the_peak_is_no_parents():
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(4294967296, "4.3 GB"), (100_000_000, "0.1 GB"), (17_290_000, "17.3 MB"), (0, "0.0 MB")]
+    ("count", "words"),
+    [(2**32, "4.29 GB"), (2**48, "281475 GB"), (17_290_000, "17.3 MB"), (340_000, "340 kB"), (0, "0 B")],
 )
 def test_sizes_are_for_people(count, words):
     assert in_words(count) == words

@@ -63,12 +63,12 @@ ARENA = "/src/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(
         (
             f"Error in execution: {AT}{ARENA}"
             "Available memory of 1072693248 is smaller than requested bytes of 4294967296",
-            "MatMul node '/attn/MatMul' ran out of GPU memory, wanting 4.3 GB more when 1.1 GB were free",
+            "MatMul node '/attn/MatMul' ran out of GPU memory, wanting 4.29 GB more when 1.07 GB were free",
         ),
         (
             f"[ONNXRuntimeError] : 1 : FAIL : {AT}{ARENA}"
             "Failed to allocate memory for requested buffer of size 70000000",
-            "MatMul node '/attn/MatMul' ran out of GPU memory, wanting 70.0 MB more",
+            "MatMul node '/attn/MatMul' ran out of GPU memory, wanting 70 MB more",
         ),
         (
             "[ONNXRuntimeError] : 1 : FAIL : /src/cuda_call.cc:129 std::conditional_t<THRW, void, Status> "
