@@ -31,7 +31,8 @@ def tuning(source: str = "0", block: str = "b0", **changes: Any) -> Tuning:
         trial("attention/bnsh", SLOW, "attention/bnsh", refusal=WRONG),
     )
     values: dict[str, Any] = {
-        "source": source, "provider": "cuda", "environment": (("gpu", "NVIDIA H200"), ("onnxruntime", "1.2.3")),
+        "source": source, "file": source, "provider": "cuda",
+        "environment": (("gpu", "NVIDIA H200"), ("onnxruntime", "1.2.3")),
         "shapes": (("x", (2, 938, 100)),), "runs": 6, "seed": 0,
         "families": (FamilyTuning("attn0", (block,), block, "2 heads of 64", alone),),
         "trials": (trial("unfused", SLOW), trial("the best of each family", FAST, "mha/bsd")),

@@ -39,14 +39,15 @@ def load(path: str | Path, shapes: Shapes | None = None) -> Model:
     """
     path = Path(path)
     with collector_paused():
-        proto, digest = _parse(_read(path), path)
+        proto, file_digest = _parse(_read(path), path)
+        digest = file_digest
         found = survey(proto, path)
         external = [tensor for tensor in found.tensors if is_external(tensor)]
         folder = locate_external_data(external, path)
         notes = [*_doubts(proto, found), *to_one_form(proto, found), *inline_attention(proto, found)]
         if shapes:
             notes.append(give_shapes(proto, shapes, path))
-            digest = digest_with(digest, shapes)
+            digest = digest_with(file_digest, shapes)
         model = _to_ir(proto, path)
         if not found.in_order:
             _sort(model, path)
@@ -62,7 +63,8 @@ def load(path: str | Path, shapes: Shapes | None = None) -> Model:
             sizes = ", ".join(f"{name} = {size}" for name, size in told.items())
             notes.append(f"The graph runs with {sizes} only: these sizes were written into it when it was exported.")
         # the name that the user knows, not the one that a link leads to
-        return Model(model, path=path.parent.resolve() / path.name, digest=digest, types=types, notes=tuple(notes))
+        own = path.parent.resolve() / path.name
+        return Model(model, path=own, digest=digest, types=types, notes=tuple(notes), file_digest=file_digest)
 
 
 def _read(path: Path) -> bytes:

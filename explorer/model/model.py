@@ -46,10 +46,13 @@ class Model:
         digest: str,
         types: Mapping[str, TensorType],
         notes: tuple[str, ...] = (),
+        file_digest: str = "",
     ) -> None:
+        """`file_digest`: that of the file alone, if `digest` also says how its inputs are shaped."""
         self.ir = model
         self.path = path
         self.digest = digest
+        self.file_digest = file_digest or digest
         self.types = types
         self.notes = notes
         self._index = _index(model)

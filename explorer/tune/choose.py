@@ -22,7 +22,7 @@ def choose(
     The words say what was measured. A block that was faster as it is has that for an obstacle, which stands in the way
     of "auto" alone.
     """
-    fits = tuning is not None and (tuning.source, tuning.provider) == (model.digest, settings.provider)
+    fits = tuning is not None and (tuning.file, tuning.provider) == (model.file_digest, settings.provider)
     target = tuning.target(block.id) if tuning is not None and fits and wish == "auto" else None
     if tuning is None or target is None or block.fused_as:
         return fusion.choose(model, block, wish, settings)

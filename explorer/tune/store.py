@@ -41,7 +41,7 @@ def save(tuning: Tuning) -> Path:
 
     Returns its file. ExportError if it cannot be written.
     """
-    path = folder() / _name(tuning.source, tuning.provider, tuning.device, tuning.onnxruntime)
+    path = folder() / _name(tuning.file, tuning.provider, tuning.device, tuning.onnxruntime)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -53,19 +53,19 @@ def save(tuning: Tuning) -> Path:
     return write_atomically(text.encode(), path, overwrite=True)
 
 
-def find(worker: Worker, source: str, provider: str) -> Found:
-    """The tuning of the model with the digest `source` on this machine.
+def find(worker: Worker, file: str, provider: str) -> Found:
+    """The tuning on this machine of the model whose file has the digest `file`.
 
     `provider` is "cuda" or "cpu". `worker` is asked what there is to run on, but only if some tuning of the model is
     kept. Never raises for files: a damaged one is told in the notes.
     """
-    if not any(_kept(source, provider)):
+    if not any(_kept(file, provider)):
         return Found(None)
     try:
         environment = worker.call(_ENVIRONMENT)
     except WorkerError as error:
         return Found(None, (f"The kept tunings were not looked at, since the worker does not run: {error}",))
-    path = folder() / _name(source, provider, device(provider, environment), environment.get("onnxruntime", ""))
+    path = folder() / _name(file, provider, device(provider, environment), environment.get("onnxruntime", ""))
     if not path.is_file():
         return Found(None)
     try:
@@ -74,14 +74,14 @@ def find(worker: Worker, source: str, provider: str) -> Found:
         return Found(None, (f"A kept tuning was ignored: {error}",))
 
 
-def _kept(source: str, provider: str) -> Iterator[Path]:
+def _kept(file: str, provider: str) -> Iterator[Path]:
     """Files of this model and provider, whatever the device."""
-    return folder().glob(f"{_digits(source)}-{provider}-*.json")
+    return folder().glob(f"{_digits(file)}-{provider}-*.json")
 
 
-def _name(source: str, provider: str, on: str, onnxruntime: str) -> str:
+def _name(file: str, provider: str, on: str, onnxruntime: str) -> str:
     """The file of a tuning; names of devices may have any character, so they are told apart by digits."""
-    return f"{_digits(source)}-{provider}-{_digits(f'{on} {onnxruntime}')}.json"
+    return f"{_digits(file)}-{provider}-{_digits(f'{on} {onnxruntime}')}.json"
 
 
 def _digits(text: str) -> str:

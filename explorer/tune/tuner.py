@@ -102,6 +102,7 @@ class _Tuner:
         forced, sdpa_kernel = self._forced(ways[0], way, promising(families, way.targets))
         return Tuning(
             source=self.model.digest,
+            file=self.model.file_digest,
             provider=self.settings.provider,
             environment=self.environment,
             shapes=tuple((name, array.shape) for name, array in self.feeds.items()),

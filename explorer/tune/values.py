@@ -13,7 +13,7 @@ from explorer.fusion import TARGETS, Plan
 from explorer.profile import codec
 from explorer.profile.values import Latency, Ratio, Shapes
 
-SCHEMA = 1
+SCHEMA = 2
 
 UNFUSED = ""
 """What stands for a target where blocks are left as they are."""
@@ -103,6 +103,7 @@ class Tuning:
     """How the attention of one model is computed fastest on one device, and what was tried.
 
     source       digest of the model
+    file         digest of its file alone: however its inputs are shaped, a tuning is for the file's blocks
     provider     where everything ran
     environment  (name, value) pairs: versions, devices
     shapes       of the model's inputs
@@ -115,6 +116,7 @@ class Tuning:
     """
 
     source: str
+    file: str
     provider: Literal["cuda", "cpu"]
     environment: tuple[tuple[str, str], ...]
     shapes: Shapes

@@ -26,16 +26,13 @@ class Choices:
     def tuning(self, settings: Settings) -> Found:
         """What "auto" goes by: the tuning that was given, else one kept for this model, provider and machine."""
         if settings.provider not in self._tunings:
-            self._tunings[settings.provider] = find(self._worker, self._model.digest, settings.provider)
+            self._tunings[settings.provider] = find(self._worker, self._model.file_digest, settings.provider)
         return self._tunings[settings.provider]
 
     def use(self, tuning: Tuning) -> None:
         """Let "auto" go by `tuning` on its provider from now on; InputError if it is of another model."""
-        if tuning.source != self._model.digest:
-            raise InputError(
-                "expected a tuning of the opened model, found one of another, or of this one with another --shape: "
-                "tune this one"
-            )
+        if tuning.file != self._model.file_digest:
+            raise InputError("expected a tuning of the opened model, found one of another: tune this model")
         self._tunings[tuning.provider] = Found(tuning)
         self._made.clear()
 

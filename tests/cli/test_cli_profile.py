@@ -14,6 +14,7 @@ from sample_tunings import tuning
 
 from explorer.model import load
 from explorer.profile import Profile
+from explorer.verify import input_shapes
 
 
 @pytest.fixture(autouse=True)
@@ -193,11 +194,23 @@ class TestTune:
     def test_the_document_and_the_plan(self, run, write, tmp_path):
         path = write()
         plan = tmp_path / "plan.json"
-        found = document(run("tune", path, "--runs", "1", "--provider", "cpu", "--save-plan", plan, "--json"))
+        found = document(run("tune", path, "--runs", "1", "--provider", "cpu", "--save-plan", plan, "--json"), schema=2)
         assert json.loads(plan.read_text())["source_digest"] == found["source"] == load(path).digest
 
     def test_nothing_to_tune(self, run, write):
         assert "can be fused" in run("tune", write(no_attention()), "--runs", "1").sentence
+
+    def test_a_tuning_is_for_the_file_however_its_inputs_are_shaped(self, run, write, tmp_path):
+        path = write()
+        block = document(run("scan", path, "--json"))["blocks"][0]["id"]
+        file = tmp_path / "t.json"
+        file.write_text(json.dumps(tuning(load(path).digest, block).to_json()))
+        shapes = input_shapes(load(path), None, 16, 2)
+        given = [f"--shape={name}={'x'.join(map(str, shape))}" for name, shape in shapes.items()]
+        out = tmp_path / "out.onnx"
+        found = document(run("fuse", path, "-o", out, "--tuning", file, *given, "--no-verify", "--json"))
+        assert found["fused"] == [{"id": block, "target": "mha/bsd"}]
+        assert any("measured on NVIDIA H200" in note for note in found["notes"])
 
     def test_a_tuning_that_is_given(self, run, write, tmp_path):
         path = write()
@@ -215,9 +228,8 @@ class TestTune:
 
         assert "--fastest-on cpu" in refused("--fastest-on", "cpu")
         assert "target auto" in refused("--target", "mha")
-        file.write_text(
-            json.dumps(replace(made, source="other", plan=replace(made.plan, source_digest="other")).to_json())
-        )
+        plan = replace(made.plan, source_digest="other")
+        file.write_text(json.dumps(replace(made, source="other", file="other", plan=plan).to_json()))
         assert "another" in refused()
         file.write_text("{}")
         assert "tuning" in refused()

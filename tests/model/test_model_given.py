@@ -43,6 +43,7 @@ def test_the_file_is_another_without_them(path):
     plain, two, three = load(path), load(path, {"x": (2, 8, 4)}), load(path, {"x": (3, 8, 4)})
     assert len({plain.digest, two.digest, three.digest}) == 3
     assert plain.digest == load(path, shapes={}).digest
+    assert {plain.file_digest, two.file_digest, three.file_digest} == {plain.digest}  # that is one and the same
     assert plain.shape(plain.value("x")) == ("batch", "seq", 4)
 
 

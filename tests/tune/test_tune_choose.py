@@ -36,6 +36,7 @@ def tuned(model: Model, block: Block, target: str) -> Tuning:
     plan = Plan(model.digest, settings=CUDA)
     return tuning(
         source=model.digest,
+        file=model.file_digest,
         families=(family(trial(ms=1), trial(target, 1 if target else None), block=block.id),),
         plan=plan.with_fusion(block, target) if target else plan,
         trials=(trial(ms=5), trial(target, 4)) if target else (trial(ms=5),),
@@ -66,7 +67,7 @@ def test_a_wish_is_a_wish(model: Model, block: Block) -> None:
     assert found == fusion.choose(model, block, "mha", CUDA)
 
 
-@pytest.mark.parametrize("other", [{"source": "6" * 64}, {"provider": "cpu"}, {"families": (family(trial()),)}])
+@pytest.mark.parametrize("other", [{"file": "6" * 64}, {"provider": "cpu"}, {"families": (family(trial()),)}])
 def test_what_was_measured_of_something_else_says_nothing(model: Model, block: Block, other: dict[str, object]) -> None:
     measured = replace(tuned(model, block, "attention/bnsh"), **other)
     assert choose(model, block, "auto", CUDA, measured) == fusion.choose(model, block, "auto", CUDA)
